@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What is known of a socket, and what happens to it, for those who watch.
+ */
+
+#include "ssa.h"
+
+static int put_string(struct sk_buff *skb, int attr, const char *value)
+{
+	return value ? nla_put_string(skb, attr, value) : 0;
+}
+
+/**
+ * ssa_nl_put_state - all that is known of a socket, but its certificates
+ * @skb: the message
+ * @ssk: the socket, not locked
+ *
+ * Sleeps for the socket's lock. Return: 0 or -EMSGSIZE.
+ */
+int ssa_nl_put_state(struct sk_buff *skb, struct ssa_sock *ssk)
+{
+	struct sock *sk = ssa_to_sk(ssk);
+	struct ssa_facts *facts;
+	int err = -EMSGSIZE;
+
+	lock_sock(sk);
+	facts = ssk->facts;
+	if (ssa_nl_put_u64(skb, SSA_A_SOCKET, ssk->id) ||
+	    nla_put_u32(skb, SSA_A_STATE, ssa_state(ssk)) ||
+	    ssa_nl_put_socket(skb, ssk) ||
+	    ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, ssk, 0) ||
+	    ssa_nl_put_address(skb, SSA_A_REMOTE_ADDRESS, ssk, 2) ||
+	    put_string(skb, SSA_A_HOST_NAME, ssk->host_name) ||
+	    nla_put_u32(skb, SSA_A_TRANSPORT, ssk->kind) ||
+	    ssa_nl_put_u64(skb, SSA_A_BYTES_SENT, atomic64_read(&ssk->sent)) ||
+	    ssa_nl_put_u64(skb, SSA_A_BYTES_RECEIVED, atomic64_read(&ssk->received)) ||
+	    nla_put_u32(skb, SSA_A_ERROR, -ssk->connect_error) ||
+	    put_string(skb, SSA_A_TEXT, ssk->error_text))
+		goto out;
+	if (facts && (nla_put_u32(skb, SSA_A_VERSION, facts->version) ||
+		      put_string(skb, SSA_A_CIPHER, facts->cipher) ||
+		      put_string(skb, SSA_A_ALPN, facts->alpn)))
+		goto out;
+	err = 0;
+out:
+	release_sock(sk);
+	return err;
+}
+
+/**
+ * ssa_event - tell those who watch
+ * @ssk: what happened to it; not locked
+ * @kind: what happened
+ *
+ * Sleeps. Nothing depends on it, so a lack of memory is passed over.
+ */
+void ssa_event(struct ssa_sock *ssk, enum ssa_event_kind kind)
+{
+	struct sk_buff *skb;
+	void *hdr;
+
+	if (!genl_has_listeners(&ssa_nl_family, &init_net, SSA_NLGRP_EVENTS))
+		return;
+	skb = ssa_nl_new(SSA_CMD_NOTIFY, NLMSG_GOODSIZE, &hdr);
+	if (!skb)
+		return;
+	if (nla_put_u32(skb, SSA_A_EVENT, kind) || ssa_nl_put_state(skb, ssk)) {
+		nlmsg_free(skb);
+		return;
+	}
+	genlmsg_end(skb, hdr);
+	genlmsg_multicast(&ssa_nl_family, skb, 0, SSA_NLGRP_EVENTS, GFP_KERNEL);
+}

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: ((GPL-2.0 WITH Linux-syscall-note) OR BSD-3-Clause) */
+/* Made from netlink_proto/ssa.yaml by netlink_proto/generate.py: do not edit. */
+
+#ifndef _UAPI_SSA_NETLINK_H
+#define _UAPI_SSA_NETLINK_H
+
+#define SSA_FAMILY_NAME			"ssa"
+#define SSA_FAMILY_VERSION		1
+
+/* Longest value of a TLS option, a file's content included. */
+#define SSA_VALUE_MAX			1048576
+/* Longest part of a value in one message. */
+#define SSA_VALUE_PIECE_MAX		16384
+/* Longest sentence for TLS_ERROR, without the terminating NUL. */
+#define SSA_TEXT_MAX			511
+/* Longest host name (RFC 1035, 2.3.4, in presentation form). */
+#define SSA_HOST_NAME_MAX		253
+/* Size of struct sockaddr_storage. */
+#define SSA_ADDRESS_MAX			128
+/* Longest program name (TASK_COMM_LEN without its NUL). */
+#define SSA_COMM_MAX			15
+/* Longest path (PATH_MAX without its NUL). */
+#define SSA_PATH_MAX			4095
+/* Longest cipher name. */
+#define SSA_CIPHER_MAX			63
+/* Longest ALPN protocol name (RFC 7301, 3.1). */
+#define SSA_ALPN_MAX			255
+/* Longest peer identity. */
+#define SSA_IDENTITY_MAX		1023
+/* Longest peer certificate chain, as PEM, all its pieces together. */
+#define SSA_CHAIN_MAX			131072
+/* Longest part of a peer certificate chain in one attribute. */
+#define SSA_CHAIN_PIECE_MAX		32768
+
+/**
+ * enum ssa_socket_state - Where a TLS socket is in its life.
+ * @SSA_SOCKET_STATE_NEW: Made, not connected.
+ * @SSA_SOCKET_STATE_CONNECTING: A connect() is under way.
+ * @SSA_SOCKET_STATE_CONNECTED: The handshake is done and the transport
+ *	attached.
+ * @SSA_SOCKET_STATE_LISTENING: Waits for connections.
+ * @SSA_SOCKET_STATE_CLOSED: Closed, or torn down by connect(AF_UNSPEC).
+ * @SSA_SOCKET_STATE_FAILED: An operation failed; the socket can't be
+ *	used again.
+ */
+enum ssa_socket_state {
+	SSA_SOCKET_STATE_NEW,
+	SSA_SOCKET_STATE_CONNECTING,
+	SSA_SOCKET_STATE_CONNECTED,
+	SSA_SOCKET_STATE_LISTENING,
+	SSA_SOCKET_STATE_CLOSED,
+	SSA_SOCKET_STATE_FAILED,
+};
+
+/**
+ * enum ssa_transport - What carries a connected program's bytes.
+ * @SSA_TRANSPORT_NONE: Not connected.
+ * @SSA_TRANSPORT_KTLS: The endpoint itself, with kernel TLS keys
+ *	installed.
+ * @SSA_TRANSPORT_CHANNEL: One end of a socket pair; the daemon relays
+ *	its other end.
+ */
+enum ssa_transport {
+	SSA_TRANSPORT_NONE,
+	SSA_TRANSPORT_KTLS,
+	SSA_TRANSPORT_CHANNEL,
+};
+
+/**
+ * enum ssa_event_kind - What a notification tells.
+ * @SSA_EVENT_KIND_OPENED: A program made a TLS socket.
+ * @SSA_EVENT_KIND_CONNECTED: A connection was made and verified.
+ * @SSA_EVENT_KIND_REFUSED: A connection failed; error and text say why.
+ * @SSA_EVENT_KIND_CLOSED: A TLS socket is gone.
+ */
+enum ssa_event_kind {
+	SSA_EVENT_KIND_OPENED,
+	SSA_EVENT_KIND_CONNECTED,
+	SSA_EVENT_KIND_REFUSED,
+	SSA_EVENT_KIND_CLOSED,
+};
+
+/**
+ * enum ssa_a - Attributes of every message.
+ * @SSA_A_REQUEST: Id of a request; its completion carries the same.
+ *	Never 0.
+ * @SSA_A_SOCKET: Id of a TLS socket, as TLS_ID gives it. Never 0.
+ * @SSA_A_ERROR: 0, or a positive errno.
+ * @SSA_A_TEXT: A sentence that says why, for TLS_ERROR.
+ * @SSA_A_FAMILY: AF_INET or AF_INET6.
+ * @SSA_A_STATE: Where the socket is in its life. &enum ssa_socket_state.
+ * @SSA_A_PID: Process that made the socket, as the initial pid namespace
+ *	counts.
+ * @SSA_A_UID: Effective user, as the initial user namespace counts.
+ * @SSA_A_GID: Effective group, as the initial user namespace counts.
+ * @SSA_A_NETNS_COOKIE: Network namespace (SO_NETNS_COOKIE).
+ * @SSA_A_COMM: Program name.
+ * @SSA_A_EXECUTABLE: Path of the program; left out where there is none.
+ * @SSA_A_LOCAL_ADDRESS: struct sockaddr_in or sockaddr_in6.
+ * @SSA_A_REMOTE_ADDRESS: struct sockaddr_in or sockaddr_in6.
+ * @SSA_A_HOST_NAME: Host name that the program gave, in presentation
+ *	form.
+ * @SSA_A_OPTION: Number of a socket option of level IPPROTO_TLS. See
+ *	in_tls.h.
+ * @SSA_A_VALUE: An option's value, or the piece of it that starts at
+ *	value-offset.
+ * @SSA_A_VALUE_LENGTH: Length of the whole value.
+ * @SSA_A_VALUE_OFFSET: Where this piece starts.
+ * @SSA_A_TRANSPORT: What carries the program's bytes. &enum
+ *	ssa_transport.
+ * @SSA_A_FD: File descriptor in the daemon.
+ * @SSA_A_VERSION: TLS version on the wire, 0x0303 or 0x0304.
+ * @SSA_A_CIPHER: Cipher suite, OpenSSL's name.
+ * @SSA_A_ALPN: Chosen application protocol.
+ * @SSA_A_PEER_IDENTITY: Subject of the peer's certificate, RFC 4514.
+ * @SSA_A_PEER_CHAIN: The peer's certificates as PEM; the pieces are
+ *	concatenated.
+ * @SSA_A_RESUMED: 1 if the session was resumed.
+ * @SSA_A_BYTES_SENT: Bytes that the program sent.
+ * @SSA_A_BYTES_RECEIVED: Bytes that the program received.
+ * @SSA_A_EVENT: What happened. &enum ssa_event_kind.
+ * @SSA_A_MODULE_VERSION: Version of the kernel module.
+ * @SSA_A_SOCKETS: Number of TLS sockets.
+ * @SSA_A_PENDING: Number of requests that wait for a completion.
+ */
+enum ssa_a {
+	SSA_A_REQUEST = 1,
+	SSA_A_SOCKET,
+	SSA_A_ERROR,
+	SSA_A_TEXT,
+	SSA_A_FAMILY,
+	SSA_A_STATE,
+	SSA_A_PID,
+	SSA_A_UID,
+	SSA_A_GID,
+	SSA_A_NETNS_COOKIE,
+	SSA_A_COMM,
+	SSA_A_EXECUTABLE,
+	SSA_A_LOCAL_ADDRESS,
+	SSA_A_REMOTE_ADDRESS,
+	SSA_A_HOST_NAME,
+	SSA_A_OPTION,
+	SSA_A_VALUE,
+	SSA_A_VALUE_LENGTH,
+	SSA_A_VALUE_OFFSET,
+	SSA_A_TRANSPORT,
+	SSA_A_FD,
+	SSA_A_VERSION,
+	SSA_A_CIPHER,
+	SSA_A_ALPN,
+	SSA_A_PEER_IDENTITY,
+	SSA_A_PEER_CHAIN,
+	SSA_A_RESUMED,
+	SSA_A_BYTES_SENT,
+	SSA_A_BYTES_RECEIVED,
+	SSA_A_EVENT,
+	SSA_A_MODULE_VERSION,
+	SSA_A_SOCKETS,
+	SSA_A_PENDING,
+
+	/* private: */
+	__SSA_A_MAX,
+	SSA_A_MAX = (__SSA_A_MAX - 1)
+};
+
+/**
+ * enum ssa_cmd - Commands.
+ * @SSA_CMD_REGISTER: Become the worker that answers requests. Refused
+ *	with EBUSY while another one is registered. The worker is gone when
+ *	the netlink socket that sent this is closed.
+ * @SSA_CMD_ENDPOINT: Get a file descriptor of the endpoint of a connect
+ *	request. It is the TCP socket itself, nonblocking while the connect is
+ *	under way.
+ * @SSA_CMD_COMPLETE: The one answer to a request. With error 0 a connect
+ *	carries the transport and what was negotiated (fd: the program's end
+ *	of the channel; the module takes its own reference), a getsockopt the
+ *	value.
+ * @SSA_CMD_END_OF_STREAM: The peer's stream on a channel has ended.
+ *	Error 0: with close_notify. Otherwise the program gets the error
+ *	instead of end of file. To be sent before the channel is shut down.
+ * @SSA_CMD_MODULE_GET: The module and how busy it is.
+ * @SSA_CMD_WORKER_GET: The registered workers.
+ * @SSA_CMD_SOCKET_GET: The TLS sockets; without CAP_NET_ADMIN only those
+ *	of the caller's user.
+ * @SSA_CMD_SOCKET: A program made a TLS socket, or (after a worker's
+ *	death) uses one that this worker does not know yet.
+ * @SSA_CMD_SETSOCKOPT: A program set an option. A value longer than
+ *	value-piece-max comes in several requests, in order; each is to be
+ *	completed.
+ * @SSA_CMD_GETSOCKOPT: A program asks for an option that the module does
+ *	not know itself.
+ * @SSA_CMD_BIND: The endpoint was bound.
+ * @SSA_CMD_CONNECT: The endpoint's TCP connection is under way to
+ *	remote-address: wait for it, do the handshake, complete.
+ * @SSA_CMD_CLOSE: The TLS socket is gone; forget it and whatever is
+ *	under way for it. Has no completion.
+ * @SSA_CMD_NOTIFY: Something happened to a TLS socket.
+ */
+enum ssa_cmd {
+	SSA_CMD_REGISTER = 1,
+	SSA_CMD_ENDPOINT,
+	SSA_CMD_COMPLETE,
+	SSA_CMD_END_OF_STREAM,
+	SSA_CMD_MODULE_GET,
+	SSA_CMD_WORKER_GET,
+	SSA_CMD_SOCKET_GET,
+	SSA_CMD_SOCKET,
+	SSA_CMD_SETSOCKOPT,
+	SSA_CMD_GETSOCKOPT,
+	SSA_CMD_BIND,
+	SSA_CMD_CONNECT,
+	SSA_CMD_CLOSE,
+	SSA_CMD_NOTIFY,
+
+	/* private: */
+	__SSA_CMD_MAX,
+	SSA_CMD_MAX = (__SSA_CMD_MAX - 1)
+};
+
+#define SSA_MCGRP_EVENTS		"events"
+
+#endif /* _UAPI_SSA_NETLINK_H */

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Socket addresses as the kernel writes them."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from typing import NamedTuple
+
+_FAMILY = struct.Struct("=H")
+_INET = struct.Struct("!H4s")  # struct sockaddr_in after its family: port, address
+_INET6 = struct.Struct("!HI16s")  # struct sockaddr_in6 likewise: port, flow label, address
+
+
+class Address(NamedTuple):
+    """An IP address and a port."""
+
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address
+    port: int
+
+    def __str__(self) -> str:
+        if self.ip.version == 4:
+            return f"{self.ip}:{self.port}"
+        # Unlike ipaddress before Python 3.13, it writes ::ffff:192.0.2.1 in the mixed form.
+        return f"[{socket.inet_ntop(socket.AF_INET6, self.ip.packed)}]:{self.port}"
+
+
+def parse_sockaddr(raw: bytes) -> Address | None:
+    """Read a struct sockaddr_in or sockaddr_in6; None if it is neither or cut off."""
+    try:
+        (family,) = _FAMILY.unpack_from(raw)
+        if family == socket.AF_INET:
+            port, packed4 = _INET.unpack_from(raw, _FAMILY.size)
+            return Address(ipaddress.IPv4Address(packed4), port)
+        if family == socket.AF_INET6:
+            port, _, packed6 = _INET6.unpack_from(raw, _FAMILY.size)
+            return Address(ipaddress.IPv6Address(packed6), port)
+    except struct.error:
+        pass
+    return None

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""TLS records as they lie on the wire (RFC 8446, 5.1), read one at a time.
+
+What follows the handshake belongs to kernel TLS, so nothing may be read ahead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from ssad import errors
+
+HEADER_LENGTH = 5
+PLAINTEXT_MAX = 16384  # RFC 8446, 5.1
+BODY_MAX = PLAINTEXT_MAX + 256  # RFC 8446, 5.2
+
+CHANGE_CIPHER_SPEC = 20
+ALERT = 21
+HANDSHAKE = 22
+APPLICATION_DATA = 23
+
+_TYPES = range(CHANGE_CIPHER_SPEC, APPLICATION_DATA + 1)
+
+
+async def read_record(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bytes:
+    """Read exactly one record from a nonblocking socket.
+
+    If what comes can't be the header of a record, it is returned alone and nothing after it is
+    read; `fault` says what is wrong with it.
+
+    Raises HandshakeError (ECONNABORTED) at the end of the stream and if TCP fails.
+    """
+    header = await _read_exactly(loop, sock, HEADER_LENGTH)
+    if fault(header):
+        return header
+    return header + await _read_exactly(loop, sock, body_length(header))
+
+
+def body_length(header: bytes) -> int:
+    """Length of what follows a header."""
+    return int.from_bytes(header[3:5])
+
+
+def fault(header: bytes) -> str:
+    """Say in a sentence what a record's header shows to be wrong, empty if it is all right."""
+    if header.startswith(b"HTTP/"):
+        return "The peer answered with plain HTTP, not with TLS; is the port number right?"
+    if header[0] not in _TYPES or header[1] != 3:
+        shown = repr(header.decode("ascii")) if _is_text(header) else header.hex(" ")
+        return f"The peer answered with something other than TLS, beginning with {shown}."
+    if body_length(header) > BODY_MAX:
+        return (
+            f"The peer sent a TLS record of {body_length(header)} bytes; "
+            f"at most {BODY_MAX} are allowed (RFC 8446, 5.2)."
+        )
+    return ""
+
+
+def last_record(flight: bytes) -> bytes:
+    """Return the last one of the whole records in a flight."""
+    start = 0
+    while (end := start + HEADER_LENGTH + body_length(flight[start:])) < len(flight):
+        start = end
+    return flight[start:]
+
+
+def _is_text(data: bytes) -> bool:
+    return data.isascii() and data.decode("ascii").strip().isprintable()
+
+
+async def _read_exactly(loop: asyncio.AbstractEventLoop, sock: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        try:
+            piece = await loop.sock_recv(sock, length - len(data))
+        except OSError as error:
+            raise errors.peer_reset(error) from error
+        if not piece:
+            raise errors.peer_closed()
+        data += piece
+    return data

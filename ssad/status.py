@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Whether TLS sockets can be used on this machine, and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ssad import module
+from ssad.exits import Exit
+from ssad.link import FamilyMissing, Link
+from ssad.wire import Command
+
+_PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
+
+
+@dataclass(slots=True)
+class Worker:
+    """A daemon that is registered with the module."""
+
+    pid: int
+    pending: int  # requests that it has not completed yet
+
+
+@dataclass(slots=True)
+class Problem:
+    """Something that is missing."""
+
+    code: Exit
+    text: str  # what, and how to mend it
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found."""
+
+    trust_store: Path
+    certificates: int = 0
+    module_version: str | None = None  # None: not loaded
+    sockets: int = 0
+    ktls: bool = False
+    workers: list[Worker] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> Exit:
+        """The worst problem decides; they are found in that order."""
+        return self.problems[0].code if self.problems else Exit.DONE
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what to print as JSON."""
+        found = asdict(self)
+        found["trust_store"] = str(self.trust_store)
+        found["problems"] = [problem.text for problem in self.problems]
+        return found
+
+    def as_text(self) -> str:
+        """Return what to print for people."""
+        workers = ", ".join(
+            f"pid {worker.pid}, pending requests: {worker.pending}" for worker in self.workers
+        )
+        module_state = f"version {self.module_version}" if self.module_version else "not loaded"
+        lines = [
+            f"module       {module_state}",
+            f"daemon       {workers or 'not running'}",
+            f"sockets      {self.sockets}",
+            f"kernel TLS   {'available' if self.ktls else 'not available'}",
+            f"trust store  {self.trust_store}, certificates: {self.certificates}",
+        ]
+        if self.problems:
+            lines += ["", *(problem.text for problem in self.problems)]
+        return "\n".join(lines)
+
+
+def inspect(trust_store: Path) -> Report:
+    """Look at everything that a TLS socket needs."""
+    report = Report(trust_store)
+    _inspect_module(report)
+    _inspect_ktls(report)
+    _inspect_trust_store(report)
+    return report
+
+
+def _inspect_module(report: Report) -> None:
+    try:
+        link = Link()
+    except (FamilyMissing, OSError):
+        report.problems.append(Problem(Exit.NO_MODULE, module.HOW_TO_LOAD))
+        return
+    with link:
+        found = link.request(Command.MODULE_GET)
+        workers = link.dump(Command.WORKER_GET)
+    report.module_version = found.get("module_version", "unknown")
+    report.sockets = found.get("sockets", 0)
+    report.workers = [Worker(worker.get("pid", 0), worker.get("pending", 0)) for worker in workers]
+    if not report.workers:
+        report.problems.append(
+            Problem(
+                Exit.NOT_RUNNING,
+                "The daemon is not running, so calls on TLS sockets fail with ECANCELED; "
+                "start it with 'ssad start'.",
+            )
+        )
+
+
+def _inspect_ktls(report: Report) -> None:
+    report.ktls = module.ktls_loaded()
+    if not report.ktls:
+        report.problems.append(
+            Problem(
+                Exit.DEGRADED,
+                "The kernel's module tls is not loaded, so the daemon relays every connection "
+                "itself, which is slower; load it with 'modprobe tls' as root.",
+            )
+        )
+
+
+def _inspect_trust_store(report: Report) -> None:
+    try:
+        report.certificates = report.trust_store.read_bytes().count(_PEM_BEGIN)
+        reason = "" if report.certificates else "it holds no PEM certificate"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        report.problems.append(
+            Problem(
+                Exit.DEGRADED,
+                f"The trust store {report.trust_store} can't be used: {reason}. No server's "
+                "certificate can be verified by it; install the package ca-certificates, or name "
+                "another file with 'ssad start --trust-store FILE'.",
+            )
+        )

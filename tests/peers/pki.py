@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A private PKI: good server certificates, and one of every kind that a client must refuse.
+
+`python -m tests.peers.pki DIRECTORY` writes it all as PEM files. Making it costs one RSA and a few
+elliptic-curve keys: the certificates differ, the keys are shared, so that it is quick even in an
+emulated machine. A directory that holds a PKI already is used as it is.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HOST = "server.test"
+ALIAS = "www.server.test"
+OTHER_HOST = "other.test"
+ADDRESSES = ("127.0.0.1", "::1")
+OTHER_ADDRESS = "192.0.2.1"  # RFC 5737: no host has it
+
+_PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+
+_DAY = dt.timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a server shows: the PEM files of its chain, own certificate first, and of its key."""
+
+    chain: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Pki:
+    """A directory of identities. Every attribute but `root` and `unknown_root` is a server's."""
+
+    directory: Path
+
+    @property
+    def root(self) -> Path:
+        """Trust store: the root of everything but what says otherwise."""
+        return self.directory / "root.pem"
+
+    @property
+    def unknown_root(self) -> Path:
+        """Trust store: the root of `unknown_ca`."""
+        return self.directory / "unknown_root.pem"
+
+    @property
+    def rsa(self) -> Identity:
+        """RSA-2048, valid for HOST, ALIAS and ADDRESSES."""
+        return self._identity("rsa")
+
+    @property
+    def ecdsa(self) -> Identity:
+        """ECDSA P-256, valid for HOST, ALIAS and ADDRESSES."""
+        return self._identity("ecdsa")
+
+    @property
+    def expired(self) -> Identity:
+        return self._identity("expired")
+
+    @property
+    def not_yet_valid(self) -> Identity:
+        return self._identity("not_yet_valid")
+
+    @property
+    def self_signed(self) -> Identity:
+        return self._identity("self_signed")
+
+    @property
+    def unknown_ca(self) -> Identity:
+        """A complete chain up to a root that is in no trust store."""
+        return self._identity("unknown_ca")
+
+    @property
+    def wrong_host(self) -> Identity:
+        """Valid for OTHER_HOST and OTHER_ADDRESS only."""
+        return self._identity("wrong_host")
+
+    @property
+    def no_address(self) -> Identity:
+        """Valid for HOST, for no IP address."""
+        return self._identity("no_address")
+
+    @property
+    def missing_intermediate(self) -> Identity:
+        """A good certificate whose issuer the server does not send."""
+        return self._identity("missing_intermediate")
+
+    @property
+    def issued_by_leaf(self) -> Identity:
+        """Issued by a certificate that is no certificate authority (CA:FALSE)."""
+        return self._identity("issued_by_leaf")
+
+    @property
+    def client_only(self) -> Identity:
+        """Extended key usage clientAuth only."""
+        return self._identity("client_only")
+
+    @property
+    def wrong_key_usage(self) -> Identity:
+        """Key usage cRLSign only."""
+        return self._identity("wrong_key_usage")
+
+    def _identity(self, name: str) -> Identity:
+        key = "rsa" if name == "rsa" else "ecdsa"
+        return Identity(self.directory / f"{name}.pem", self.directory / f"{key}.key")
+
+
+@dataclass(frozen=True, slots=True)
+class _Authority:
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+def create(directory: Path) -> Pki:
+    """Write the PKI into `directory`, unless it is there already."""
+    pki = Pki(directory)
+    complete = directory / "complete"
+    if complete.exists():
+        return pki
+    directory.mkdir(parents=True, exist_ok=True)
+    now = dt.datetime.now(dt.UTC).replace(microsecond=0)
+
+    root = _authority("Test Root", None, now)
+    intermediate = _authority("Test Intermediate", root, now)
+    unknown_root = _authority("Unknown Root", None, now)
+    rsa_key = rsa.generate_private_key(65537, 2048)
+    ecdsa_key = ec.generate_private_key(ec.SECP256R1())
+    _write_key(directory / "rsa.key", rsa_key)
+    _write_key(directory / "ecdsa.key", ecdsa_key)
+    _write_chain(directory / "root.pem", [root.certificate])
+    _write_chain(directory / "unknown_root.pem", [unknown_root.certificate])
+
+    def write(name: str, certificate: x509.Certificate, *issuers: x509.Certificate) -> None:
+        _write_chain(directory / f"{name}.pem", [certificate, *issuers])
+
+    above = intermediate.certificate
+    good = _leaf(ecdsa_key, intermediate, now)
+    write("rsa", _leaf(rsa_key, intermediate, now), above)
+    write("ecdsa", good, above)
+    write(
+        "expired",
+        _leaf(ecdsa_key, intermediate, now, first=now - 20 * _DAY, last=now - 10 * _DAY),
+        above,
+    )
+    write(
+        "not_yet_valid",
+        _leaf(ecdsa_key, intermediate, now, first=now + 10 * _DAY, last=now + 20 * _DAY),
+        above,
+    )
+    write("self_signed", _leaf(ecdsa_key, None, now))
+    write("unknown_ca", _leaf(ecdsa_key, unknown_root, now), unknown_root.certificate)
+    write(
+        "wrong_host",
+        _leaf(ecdsa_key, intermediate, now, names=[OTHER_HOST], addresses=[OTHER_ADDRESS]),
+        above,
+    )
+    write("no_address", _leaf(ecdsa_key, intermediate, now, addresses=[]), above)
+    write("missing_intermediate", good)
+    # Its key usage would do, so that CA:FALSE alone forbids it to issue anything.
+    no_authority = _leaf(
+        ecdsa_key, intermediate, now, common_name="No Authority", usage=_key_usage(cert_sign=True)
+    )
+    write(
+        "issued_by_leaf",
+        _leaf(ecdsa_key, _Authority(no_authority, ecdsa_key), now),
+        no_authority,
+        above,
+    )
+    write(
+        "client_only",
+        _leaf(ecdsa_key, intermediate, now, purpose=ExtendedKeyUsageOID.CLIENT_AUTH),
+        above,
+    )
+    write(
+        "wrong_key_usage",
+        _leaf(ecdsa_key, intermediate, now, usage=_key_usage(crl_sign=True)),
+        above,
+    )
+    complete.touch()
+    return pki
+
+
+def _authority(name: str, issuer: _Authority | None, now: dt.datetime) -> _Authority:
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = (
+        _builder(name, key, issuer, now - _DAY, now + 3650 * _DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(_key_usage(cert_sign=True, crl_sign=True), critical=True)
+        .sign((issuer.key if issuer else key), hashes.SHA256())
+    )
+    return _Authority(certificate, key)
+
+
+def _leaf(
+    key: _PrivateKey,
+    issuer: _Authority | None,
+    now: dt.datetime,
+    *,
+    common_name: str = HOST,
+    names: Sequence[str] = (HOST, ALIAS),
+    addresses: Sequence[str] = ADDRESSES,
+    first: dt.datetime | None = None,
+    last: dt.datetime | None = None,
+    purpose: x509.ObjectIdentifier = ExtendedKeyUsageOID.SERVER_AUTH,
+    usage: x509.KeyUsage | None = None,
+) -> x509.Certificate:
+    alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
+    alternatives += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
+    builder = (
+        _builder(common_name, key, issuer, first or now - _DAY, last or now + 365 * _DAY)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(usage or _key_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+    )
+    return builder.sign(issuer.key if issuer else key, hashes.SHA256())
+
+
+def _builder(
+    name: str,
+    key: _PrivateKey,
+    issuer: _Authority | None,
+    first: dt.datetime,
+    last: dt.datetime,
+) -> x509.CertificateBuilder:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer_key = issuer.key if issuer else key
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.certificate.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(first)
+        .not_valid_after(last)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
+            critical=False,
+        )
+    )
+
+
+def _key_usage(
+    *, digital_signature: bool = False, cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _write_chain(path: Path, chain: Sequence[x509.Certificate]) -> None:
+    path.write_bytes(b"".join(c.public_bytes(serialization.Encoding.PEM) for c in chain))
+
+
+def _write_key(path: Path, key: _PrivateKey) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+
+
+if __name__ == "__main__":
+    create(Path(sys.argv[1]))

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The daemon under test, started as its users start it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ssad.link import Link
+from ssad.wire import IPPROTO_TLS, Attributes, Command
+
+Transport = Literal["ktls", "channel"]
+
+# A guest without KVM is 15 to 20 times slower than its host, and Python's imports are many files.
+DEADLINE = 120.0
+
+
+def await_condition(what: str, holds: Callable[[], bool], deadline: float = DEADLINE) -> None:
+    """Wait until a condition holds that nothing announces. Fails the test, naming it, if it never
+    does."""
+    end = time.monotonic() + deadline
+    while not holds():
+        assert time.monotonic() < end, f"waited {deadline:g} seconds in vain for: {what}"
+        time.sleep(0.01)
+
+
+def socket_count() -> int:
+    """Ask the module how many TLS sockets there are."""
+    with Asking() as link:
+        return link.request(Command.MODULE_GET)["sockets"]
+
+
+def workers() -> list[Attributes]:
+    """Ask the module for the daemons that are registered."""
+    with Asking() as link:
+        return link.dump(Command.WORKER_GET)
+
+
+def sockets() -> list[Attributes]:
+    """Ask the module for the TLS sockets."""
+    with Asking() as link:
+        return link.dump(Command.SOCKET_GET)
+
+
+class Asking:
+    """A link that is closed at the end of a with statement."""
+
+    def __enter__(self) -> Link:
+        self._link = Link()
+        return self._link
+
+    def __exit__(self, *_: object) -> None:
+        self._link.close()
+
+
+@dataclass(slots=True)
+class _Running:
+    process: subprocess.Popen[bytes]
+    options: tuple[str, ...]
+    idle_descriptors: int
+
+
+class Daemon:
+    """At most one daemon at a time, which `ensure` starts when it is needed."""
+
+    def __init__(self, trust_store: Path, log: Path) -> None:
+        self.trust_store = trust_store
+        self.log = log
+        self._running: _Running | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._running is not None, "no daemon runs"
+        return self._running.process.pid
+
+    def ensure(self, transport: Transport | None = None, *options: str) -> None:
+        """See that a daemon runs with these options; no transport: the one that runs will do."""
+        running = self._running
+        if running is not None and running.process.poll() is None:
+            self.thaw()  # a test that failed may have left it frozen
+            transports: list[Transport] = ["ktls", "channel"] if transport is None else [transport]
+            if running.options in [_options(one, options) for one in transports]:
+                return
+        self.stop()
+        self._start(_options(transport or "ktls", options))
+
+    def command(self, *options: str) -> list[str]:
+        """Return the command line that starts the daemon in the foreground."""
+        start = [sys.executable, "-m", "ssad", "start", "--foreground"]
+        return [*start, "--trust-store", str(self.trust_store), *options]
+
+    def stop(self) -> None:
+        """End the daemon with SIGTERM, if one runs, and check that it ends well."""
+        running, self._running = self._running, None
+        if running is None or running.process.poll() is not None:
+            return
+        running.process.send_signal(signal.SIGCONT)
+        running.process.terminate()
+        status = running.process.wait(DEADLINE)
+        assert status == 0, f"the daemon ended with status {status}; it said:\n{self.said()}"
+
+    def kill(self) -> None:
+        """End the daemon with SIGKILL and wait until it is gone."""
+        assert self._running is not None, "no daemon runs"
+        running, self._running = self._running, None
+        running.process.kill()
+        running.process.wait()
+
+    @contextmanager
+    def ending(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Give the process to a test that ends it."""
+        assert self._running is not None, "no daemon runs"
+        running, self._running = self._running, None
+        try:
+            yield running.process
+        finally:
+            running.process.kill()
+            running.process.wait()
+
+    def freeze(self) -> None:
+        """Stop the daemon with SIGSTOP: from then on it answers nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+        await_condition("the daemon is stopped", lambda: _state_of(self.pid) == "T")
+
+    def thaw(self) -> None:
+        """Let the daemon go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def said(self) -> str:
+        """Return what it has logged."""
+        return self.log.read_text(errors="replace")
+
+    def descriptors(self) -> list[str]:
+        """Return what its file descriptors are."""
+        found = []
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                found.append(str(link.readlink()))
+        return found
+
+    def await_idle(self) -> None:
+        """Wait until it holds no more files than when it had just been started."""
+        running = self._running
+        if running is None or running.process.poll() is not None:
+            return
+        await_condition(
+            f"the daemon closes all but {running.idle_descriptors} descriptors",
+            lambda: len(self.descriptors()) <= running.idle_descriptors,
+            deadline=20,
+        )
+
+    def _start(self, options: tuple[str, ...]) -> None:
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                self.command(*options), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        end = os.pidfd_open(process.pid)
+        try:
+            while not workers():
+                # Waits for its end, or for a moment: the module does not announce its workers.
+                assert not select.select([end], [], [], 0.02)[0], (
+                    f"the daemon ended with status {process.wait()}; it said:\n{self.said()}"
+                )
+        finally:
+            os.close(end)
+        # Once it has answered, its event loop has all that it needs for itself.
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_TLS).close()
+        self._running = _Running(process, options, 0)
+        self._running.idle_descriptors = len(self.descriptors())
+
+
+def _options(transport: Transport, options: tuple[str, ...]) -> tuple[str, ...]:
+    # Kernel TLS is what it does by itself where that works.
+    chosen = ("--transport", "channel") if transport == "channel" else ()
+    # 200 handshakes at once can take a slow guest longer than the usual 30 s.
+    return ("--handshake-timeout", "150", *chosen, *options)
+
+
+def _state_of(pid: int) -> str:
+    # proc(5): the state follows the program's name, which is in parentheses.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
