@@ -22,6 +22,11 @@
 #define SSA_HAVE_IPV6_PINFO_OFFSET
 #endif
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 10, 0)
+/* Before, proto_ops.accept() had its arguments one by one. */
+#define SSA_HAVE_PROTO_ACCEPT_ARG
+#endif
+
 #ifndef __counted_by
 #define __counted_by(...)
 #endif

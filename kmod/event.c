@@ -10,6 +10,23 @@ static int put_string(struct sk_buff *skb, int attr, const char *value)
 	return value ? nla_put_string(skb, attr, value) : 0;
 }
 
+/* All that does not depend on a connection. The socket is locked. */
+static int put_socket(struct sk_buff *skb, struct ssa_sock *ssk)
+{
+	struct sock *sk = ssa_to_sk(ssk);
+
+	if (ssa_nl_put_u64(skb, SSA_A_SOCKET, ssk->id) ||
+	    nla_put_u32(skb, SSA_A_STATE, ssa_state(ssk)) ||
+	    ssa_nl_put_socket(skb, ssk) ||
+	    ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, ssk, 0))
+		return -EMSGSIZE;
+	if (ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING &&
+	    (nla_put_u32(skb, SSA_A_QUEUED, sk->sk_ack_backlog) ||
+	     nla_put_u32(skb, SSA_A_BACKLOG, sk->sk_max_ack_backlog)))
+		return -EMSGSIZE;
+	return 0;
+}
+
 /**
  * ssa_nl_put_state - all that is known of a socket, but its certificates
  * @skb: the message
@@ -25,10 +42,7 @@ int ssa_nl_put_state(struct sk_buff *skb, struct ssa_sock *ssk)
 
 	lock_sock(sk);
 	facts = ssk->facts;
-	if (ssa_nl_put_u64(skb, SSA_A_SOCKET, ssk->id) ||
-	    nla_put_u32(skb, SSA_A_STATE, ssa_state(ssk)) ||
-	    ssa_nl_put_socket(skb, ssk) ||
-	    ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, ssk, 0) ||
+	if (put_socket(skb, ssk) ||
 	    ssa_nl_put_address(skb, SSA_A_REMOTE_ADDRESS, ssk, 2) ||
 	    put_string(skb, SSA_A_HOST_NAME, ssk->host_name) ||
 	    nla_put_u32(skb, SSA_A_TRANSPORT, ssk->kind) ||
@@ -47,6 +61,31 @@ out:
 	return err;
 }
 
+static struct sk_buff *event_new(enum ssa_event_kind kind, void **hdr)
+{
+	struct sk_buff *skb;
+
+	if (!genl_has_listeners(&ssa_nl_family, &init_net, SSA_NLGRP_EVENTS))
+		return NULL;
+	skb = ssa_nl_new(SSA_CMD_NOTIFY, NLMSG_GOODSIZE, hdr);
+	if (skb && nla_put_u32(skb, SSA_A_EVENT, kind)) {
+		nlmsg_free(skb);
+		return NULL;
+	}
+	return skb;
+}
+
+/* Consumes @skb. @err: it could not be filled. */
+static void event_send(struct sk_buff *skb, void *hdr, int err)
+{
+	if (err) {
+		nlmsg_free(skb);
+		return;
+	}
+	genlmsg_end(skb, hdr);
+	genlmsg_multicast(&ssa_nl_family, skb, 0, SSA_NLGRP_EVENTS, GFP_KERNEL);
+}
+
 /**
  * ssa_event - tell those who watch
  * @ssk: what happened to it; not locked
@@ -59,15 +98,38 @@ void ssa_event(struct ssa_sock *ssk, enum ssa_event_kind kind)
 	struct sk_buff *skb;
 	void *hdr;
 
-	if (!genl_has_listeners(&ssa_nl_family, &init_net, SSA_NLGRP_EVENTS))
-		return;
-	skb = ssa_nl_new(SSA_CMD_NOTIFY, NLMSG_GOODSIZE, &hdr);
+	skb = event_new(kind, &hdr);
+	if (skb)
+		event_send(skb, hdr, ssa_nl_put_state(skb, ssk));
+}
+
+static int put_attr(struct sk_buff *skb, const struct nlattr *attr)
+{
+	return attr ? nla_put(skb, nla_type(attr), nla_len(attr), nla_data(attr)) : 0;
+}
+
+/**
+ * ssa_event_refused - tell those who watch that a client was refused
+ * @ssk: the listening socket; not locked
+ * @info: the worker's message, which says who and why
+ *
+ * Sleeps. As ssa_event().
+ */
+void ssa_event_refused(struct ssa_sock *ssk, struct genl_info *info)
+{
+	struct sock *sk = ssa_to_sk(ssk);
+	struct sk_buff *skb;
+	void *hdr;
+	int err;
+
+	skb = event_new(SSA_EVENT_KIND_REFUSED, &hdr);
 	if (!skb)
 		return;
-	if (nla_put_u32(skb, SSA_A_EVENT, kind) || ssa_nl_put_state(skb, ssk)) {
-		nlmsg_free(skb);
-		return;
-	}
-	genlmsg_end(skb, hdr);
-	genlmsg_multicast(&ssa_nl_family, skb, 0, SSA_NLGRP_EVENTS, GFP_KERNEL);
+	lock_sock(sk);
+	err = put_socket(skb, ssk);
+	release_sock(sk);
+	err = err ?: put_attr(skb, info->attrs[SSA_A_REMOTE_ADDRESS]) ?:
+	      put_attr(skb, info->attrs[SSA_A_ERROR]) ?:
+	      put_attr(skb, info->attrs[SSA_A_TEXT]);
+	event_send(skb, hdr, err);
 }

@@ -140,6 +140,10 @@ int ssa_nl_register_doit(struct sk_buff *skb, struct genl_info *info)
 	void *hdr;
 	int err;
 
+	if (!info->attrs[SSA_A_DAEMON]) {
+		NL_SET_ERR_MSG(info->extack, "the attribute daemon is missing");
+		return -EINVAL;
+	}
 	reply = reply_new(info, &hdr);
 	if (!reply)
 		return -ENOMEM;
@@ -149,7 +153,7 @@ int ssa_nl_register_doit(struct sk_buff *skb, struct genl_info *info)
 	}
 	genlmsg_end(reply, hdr);
 
-	err = ssa_worker_register(skb, info->extack);
+	err = ssa_worker_register(skb, nla_get_u32(info->attrs[SSA_A_DAEMON]), info->extack);
 	if (err) {
 		nlmsg_free(reply);
 		return err;
@@ -168,8 +172,8 @@ int ssa_nl_endpoint_doit(struct sk_buff *skb, struct genl_info *info)
 	req = request_of(skb, info);
 	if (IS_ERR(req))
 		return PTR_ERR(req);
-	if (req->cmd != SSA_CMD_CONNECT) {
-		NL_SET_ERR_MSG(info->extack, "only a connect request has an endpoint");
+	if (!req->ssk) {
+		NL_SET_ERR_MSG(info->extack, "only a connect or listen request has an endpoint");
 		err = -EINVAL;
 		goto out_put;
 	}
@@ -330,6 +334,7 @@ int ssa_nl_complete_doit(struct sk_buff *skb, struct genl_info *info)
 {
 	struct ssa_result res = { .from_worker = true };
 	struct ssa_request *req;
+	bool granted;
 	int err;
 
 	req = request_of(skb, info);
@@ -356,9 +361,13 @@ int ssa_nl_complete_doit(struct sk_buff *skb, struct genl_info *info)
 	if (err)
 		goto err_clear;
 
+	granted = !res.error;
 	if (!ssa_request_finish(req, &res)) {
 		NL_SET_ERR_MSG(info->extack, "the request was completed in the meantime");
 		err = -ENOENT;
+	} else if (req->cmd == SSA_CMD_LISTEN && granted && req->result.error) {
+		NL_SET_ERR_MSG(info->extack, "the endpoint could not listen");
+		err = req->result.error;
 	}
 	ssa_request_put(req);
 	return err;
@@ -366,6 +375,120 @@ int ssa_nl_complete_doit(struct sk_buff *skb, struct genl_info *info)
 err_clear:
 	ssa_result_clear(&res);
 	ssa_request_put(req);
+	return err;
+}
+
+/* The TCP connection that the sender has accepted. */
+static int get_endpoint(struct genl_info *info, struct ssa_sock *ssk, struct ssa_result *res)
+{
+	struct socket *sock;
+	struct file *file;
+	struct sock *sk;
+
+	if (!info->attrs[SSA_A_ENDPOINT_FD]) {
+		NL_SET_ERR_MSG(info->extack, "an accepted connection needs endpoint-fd");
+		return -EINVAL;
+	}
+	file = fget(nla_get_s32(info->attrs[SSA_A_ENDPOINT_FD]));
+	if (!file) {
+		NL_SET_ERR_MSG_ATTR(info->extack, info->attrs[SSA_A_ENDPOINT_FD],
+				    "no such file descriptor");
+		return -EBADF;
+	}
+	sock = sock_from_file(file);
+	sk = sock ? sock->sk : NULL;
+	if (!sk || sk->sk_type != SOCK_STREAM || sk->sk_protocol != IPPROTO_TCP ||
+	    sk->sk_family != ssa_to_sk(ssk)->sk_family ||
+	    !net_eq(sock_net(sk), sock_net(ssa_to_sk(ssk))) ||
+	    (1 << READ_ONCE(sk->sk_state)) & (TCPF_LISTEN | TCPF_SYN_SENT)) {
+		fput(file);
+		NL_SET_ERR_MSG_ATTR(info->extack, info->attrs[SSA_A_ENDPOINT_FD],
+				    "the endpoint has to be a TCP connection to the listening socket");
+		return -EINVAL;
+	}
+	res->endpoint = file;
+	return 0;
+}
+
+static int accepted(struct sk_buff *skb, struct genl_info *info, struct ssa_sock *ssk)
+{
+	struct ssa_result res = { .from_worker = true };
+	struct ssa_sock *child;
+	struct sk_buff *reply;
+	u32 queued, backlog;
+	void *hdr;
+	int err;
+	u64 id;
+
+	err = get_endpoint(info, ssk, &res) ?: get_connection(info, &res);
+	if (err)
+		goto out_clear;
+	err = -ENOMEM;
+	reply = reply_new(info, &hdr);
+	if (!reply)
+		goto out_clear;
+	child = ssa_listen_accepted(ssk, skb, &res);
+	if (IS_ERR(child)) {
+		err = PTR_ERR(child);
+		goto out_reply;
+	}
+	id = child->id;
+	err = ssa_listen_enqueue(ssk, child, &queued, &backlog);
+	if (err)
+		goto out_reply;
+	if (ssa_nl_put_u64(reply, SSA_A_SOCKET, id) ||
+	    nla_put_u32(reply, SSA_A_QUEUED, queued) ||
+	    nla_put_u32(reply, SSA_A_BACKLOG, backlog)) {
+		err = -EMSGSIZE;
+		goto out_reply;
+	}
+	genlmsg_end(reply, hdr);
+	ssa_result_clear(&res);
+	return genlmsg_reply(reply, info);
+
+out_reply:
+	nlmsg_free(reply);
+	if (err == -ENOENT)
+		NL_SET_ERR_MSG(info->extack, "the TLS socket was closed");
+	else if (err == -EPERM)
+		NL_SET_ERR_MSG(info->extack, "the TLS socket is another process's");
+	else if (err == -ECONNABORTED)
+		NL_SET_ERR_MSG(info->extack, "the connection has no transport");
+out_clear:
+	ssa_result_clear(&res);
+	return err;
+}
+
+int ssa_nl_accepted_doit(struct sk_buff *skb, struct genl_info *info)
+{
+	struct ssa_sock *ssk;
+	struct sock *sk;
+	bool its;
+	int err;
+
+	if (!info->attrs[SSA_A_SOCKET] || !info->attrs[SSA_A_ERROR]) {
+		NL_SET_ERR_MSG(info->extack, "the attributes socket and error are needed");
+		return -EINVAL;
+	}
+	ssk = ssa_sock_get(nla_get_u64(info->attrs[SSA_A_SOCKET]));
+	if (!ssk) {
+		NL_SET_ERR_MSG(info->extack, "there is no such TLS socket");
+		return -ENOENT;
+	}
+	sk = ssa_to_sk(ssk);
+	lock_sock(sk);
+	its = ssa_worker_is(ssk->worker, skb);
+	release_sock(sk);
+	if (!its) {
+		NL_SET_ERR_MSG(info->extack, "the TLS socket is another process's");
+		err = -EPERM;
+	} else if (nla_get_u32(info->attrs[SSA_A_ERROR])) {
+		ssa_event_refused(ssk, info);
+		err = 0;
+	} else {
+		err = accepted(skb, info, ssk);
+	}
+	sock_put(sk);
 	return err;
 }
 
@@ -434,25 +557,26 @@ int ssa_nl_module_get_doit(struct sk_buff *skb, struct genl_info *info)
 int ssa_nl_worker_get_dumpit(struct sk_buff *skb, struct netlink_callback *cb)
 {
 	struct ssa_worker *worker;
-	void *hdr;
 	int err = 0;
+	void *hdr;
 
-	if (cb->args[0])
-		return 0;
-	worker = ssa_worker_get();
-	if (!worker)
-		return 0;
-	hdr = genlmsg_put(skb, NETLINK_CB(cb->skb).portid, cb->nlh->nlmsg_seq, &ssa_nl_family,
-			  NLM_F_MULTI, SSA_CMD_WORKER_GET);
-	if (!hdr || nla_put_u32(skb, SSA_A_PID, worker->pid) ||
-	    nla_put_u32(skb, SSA_A_PENDING, atomic_read(&worker->pending))) {
-		err = -EMSGSIZE;
-	} else {
+	for (; (worker = ssa_worker_nth(cb->args[0])); cb->args[0]++) {
+		hdr = genlmsg_put(skb, NETLINK_CB(cb->skb).portid, cb->nlh->nlmsg_seq,
+				  &ssa_nl_family, NLM_F_MULTI, SSA_CMD_WORKER_GET);
+		if (!hdr || nla_put_u32(skb, SSA_A_PID, worker->pid) ||
+		    nla_put_u32(skb, SSA_A_PENDING, atomic_read(&worker->pending)) ||
+		    nla_put_u32(skb, SSA_A_DAEMON, worker->daemon) ||
+		    nla_put_u32(skb, SSA_A_SOCKETS, atomic_read(&worker->sockets)))
+			err = -EMSGSIZE;
+		ssa_worker_put(worker);
+		if (err) {
+			if (hdr)
+				genlmsg_cancel(skb, hdr);
+			break;	/* goes into the next message, if one has room */
+		}
 		genlmsg_end(skb, hdr);
-		cb->args[0] = 1;
 	}
-	ssa_worker_put(worker);
-	return err ?: skb->len;
+	return skb->len ?: err;
 }
 
 int ssa_nl_socket_get_dumpit(struct sk_buff *skb, struct netlink_callback *cb)

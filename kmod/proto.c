@@ -11,11 +11,6 @@
 
 #include "ssa.h"
 
-struct ssa6_sock {
-	struct ssa_sock ssa;
-	struct ipv6_pinfo inet6;	/* inet6_sk_generic() looks at the end */
-};
-
 /* sk_common_release() calls it; nothing looks a TLS socket up by address. */
 static void ssa_unhash(struct sock *sk)
 {
@@ -29,6 +24,18 @@ static struct proto ssa_prot = {
 	.unhash		= ssa_unhash,
 	.obj_size	= sizeof(struct ssa_sock),
 };
+
+#ifdef SSA_HAVE_PROTO_ACCEPT_ARG
+static int ssa_accept(struct socket *sock, struct socket *newsock, struct proto_accept_arg *arg)
+{
+	return ssa_sock_accept(sock, newsock, arg->flags);
+}
+#else
+static int ssa_accept(struct socket *sock, struct socket *newsock, int flags, bool kern)
+{
+	return ssa_sock_accept(sock, newsock, flags);
+}
+#endif
 
 #ifdef SSA_HAVE_SENDPAGE
 #define SSA_SENDPAGE	.sendpage = ssa_sendpage,
@@ -44,11 +51,11 @@ static struct proto ssa_prot = {
 	.bind		= ssa_sock_bind,		\
 	.connect	= ssa_sock_connect,		\
 	.socketpair	= sock_no_socketpair,		\
-	.accept		= sock_no_accept,		\
+	.accept		= ssa_accept,			\
 	.getname	= ssa_getname,			\
 	.poll		= ssa_poll,			\
 	.ioctl		= ssa_ioctl,			\
-	.listen		= sock_no_listen,		\
+	.listen		= ssa_sock_listen,		\
 	.shutdown	= ssa_sock_shutdown,		\
 	.setsockopt	= ssa_setsockopt,		\
 	.getsockopt	= ssa_getsockopt,		\

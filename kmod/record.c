@@ -23,6 +23,7 @@ enum {	/* RFC 8446, 5.1 */
 
 enum {	/* RFC 8446, 4; RFC 5246, 7.4 */
 	MESSAGE_HELLO_REQUEST	= 0,
+	MESSAGE_CLIENT_HELLO	= 1,
 	MESSAGE_NEW_SESSION_TICKET = 4,
 	MESSAGE_KEY_UPDATE	= 24,
 };
@@ -195,16 +196,21 @@ static void handle_alert(struct ssa_sock *ssk, const u8 *buf, int len)
 static bool message_allowed(struct ssa_sock *ssk, u8 type)
 {
 	if (ssk->facts->version >= TLS_1_3_VERSION) {
-		if (type == MESSAGE_NEW_SESSION_TICKET)
+		if (type == MESSAGE_NEW_SESSION_TICKET && !ssk->server)
 			return true;
 		if (type == MESSAGE_KEY_UPDATE) {
 			set_text(ssk, "The peer sent a KeyUpdate; its keys can't be changed.");
 			ssa_record_fail(ssk, SSA_ALERT_INTERNAL_ERROR);
 			return false;
 		}
-	} else if (type == MESSAGE_HELLO_REQUEST) {
+	} else if (type == MESSAGE_HELLO_REQUEST && !ssk->server) {
 		/* Renegotiation: may be ignored (RFC 5246, 7.4.1.1). */
 		return true;
+	}
+	if (ssk->facts->version < TLS_1_3_VERSION && type == MESSAGE_CLIENT_HELLO && ssk->server) {
+		set_text(ssk, "The client wants to renegotiate, which is refused.");
+		ssa_record_fail(ssk, SSA_ALERT_NO_RENEGOTIATION);
+		return false;
 	}
 	set_text(ssk, "The peer sent handshake message %u after the handshake.", type);
 	ssa_record_fail(ssk, SSA_ALERT_UNEXPECTED_MESSAGE);

@@ -38,6 +38,8 @@ void ssa_result_clear(struct ssa_result *res)
 	ssa_facts_free(res->facts);
 	if (res->channel)
 		fput(res->channel);
+	if (res->endpoint)
+		fput(res->endpoint);
 	memset(res, 0, sizeof(*res));
 }
 
@@ -87,12 +89,15 @@ struct ssa_request *ssa_request_get(u32 id)
 /*
  * Puts a request into the table, which takes a reference. A worker that is
  * dying is not given new ones: unregister() sets dead before it walks the
- * table, so either the walk finds this request or this finds dead.
+ * table, so either the walk finds this request or this finds dead. Nor is one
+ * made for a listening socket that is being closed, likewise.
  */
-static int request_add(struct ssa_request *req, struct ssa_worker *worker)
+static int request_add(struct ssa_request *req, struct ssa_sock *ssk)
 {
+	struct ssa_worker *worker = ssk->worker;
 	int err;
 
+	req->socket = ssk->id;
 	refcount_inc(&worker->ref);
 	req->worker = worker;
 
@@ -102,7 +107,7 @@ static int request_add(struct ssa_request *req, struct ssa_worker *worker)
 		return err;
 
 	xa_lock(&pending);
-	if (READ_ONCE(worker->dead)) {
+	if (READ_ONCE(worker->dead) || READ_ONCE(ssk->closing)) {
 		__xa_erase(&pending, req->id);
 		xa_unlock(&pending);
 		return -ECANCELED;
@@ -166,6 +171,8 @@ bool ssa_request_finish(struct ssa_request *req, struct ssa_result *res)
 		ssa_sock_connected(req->ssk, req, res);
 		ssa_result_clear(res);
 	} else {
+		if (req->cmd == SSA_CMD_LISTEN && !res->error)
+			res->error = ssa_sock_listening(req->ssk);
 		req->result = *res;
 		memset(res, 0, sizeof(*res));
 		complete(&req->done);
@@ -196,6 +203,35 @@ static void request_fail(struct ssa_request *req, int error, const char *text)
 	ssa_request_finish(req, &res);
 }
 
+/* Walks the table. Return: a reference, or NULL at the end. */
+static struct ssa_request *request_next(unsigned long *id)
+{
+	struct ssa_request *req;
+
+	xa_lock(&pending);
+	req = xa_find(&pending, id, ULONG_MAX, XA_PRESENT);
+	if (req)
+		refcount_inc(&req->ref);
+	xa_unlock(&pending);
+	return req;
+}
+
+/**
+ * ssa_request_fail_socket - fail all that was asked about a socket
+ * @ssk: marked as closing
+ */
+void ssa_request_fail_socket(struct ssa_sock *ssk)
+{
+	struct ssa_request *req;
+	unsigned long id;
+
+	for (id = 1; (req = request_next(&id)); id++) {
+		if (req->socket == ssk->id)
+			request_fail(req, -ECANCELED, "The socket was closed.");
+		ssa_request_put(req);
+	}
+}
+
 /**
  * ssa_request_fail_worker - fail all that a dead worker was asked
  * @worker: marked dead
@@ -205,14 +241,7 @@ void ssa_request_fail_worker(struct ssa_worker *worker)
 	struct ssa_request *req;
 	unsigned long id;
 
-	for (id = 1;; id++) {
-		xa_lock(&pending);
-		req = xa_find(&pending, &id, ULONG_MAX, XA_PRESENT);
-		if (req)
-			refcount_inc(&req->ref);
-		xa_unlock(&pending);
-		if (!req)
-			return;
+	for (id = 1; (req = request_next(&id)); id++) {
 		if (req->worker == worker)
 			request_fail(req, -ECANCELED,
 				     "The TLS daemon stopped before it had answered; see its log.");
@@ -246,6 +275,10 @@ static int request_send(struct ssa_request *req, struct sk_buff *skb, unsigned l
 		err = ssa_worker_send(req->worker, copy);
 		if (err != -EAGAIN)
 			break;
+		if (!ssa_request_is_pending(req)) {
+			err = 0;	/* completed: the worker is gone, say */
+			break;
+		}
 		if (time_after(jiffies, deadline)) {
 			err = -ENOBUFS;
 			break;
@@ -312,7 +345,12 @@ static struct ssa_request *request_begin(struct ssa_sock *ssk, u8 cmd)
 	req = request_new(cmd);
 	if (!req)
 		return ERR_PTR(-ENOMEM);
-	err = request_add(req, ssk->worker);
+	/* Their completions act on the socket. */
+	if (cmd == SSA_CMD_CONNECT || cmd == SSA_CMD_LISTEN) {
+		sock_hold(ssa_to_sk(ssk));
+		req->ssk = ssk;
+	}
+	err = request_add(req, ssk);
 	if (err) {
 		ssa_request_put(req);
 		return ERR_PTR(err);
@@ -495,6 +533,36 @@ int ssa_request_bind(struct ssa_sock *ssk)
 }
 
 /**
+ * ssa_request_listen - ask the worker to serve a socket
+ * @ssk: known to its worker; its control lock is held
+ * @text: gets the daemon's sentence, or NULL; to be freed
+ *
+ * When this returns 0, the endpoint listens (ssa_sock_listening()).
+ *
+ * Return: as ssa_request_socket(); the error of TCP's listen().
+ */
+int ssa_request_listen(struct ssa_sock *ssk, char **text)
+{
+	struct ssa_request *req;
+	struct sk_buff *skb;
+	void *hdr;
+
+	req = request_begin(ssk, SSA_CMD_LISTEN);
+	if (IS_ERR(req))
+		return PTR_ERR(req);
+	skb = request_message(req, ssk, nla_total_size(SSA_ADDRESS_MAX) +
+			      nla_total_size(sizeof(u32)), &hdr);
+	if (!skb || ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, ssk, 0) ||
+	    nla_put_u32(skb, SSA_A_BACKLOG, READ_ONCE(ssa_to_sk(ssk)->sk_max_ack_backlog))) {
+		nlmsg_free(skb);
+		request_abort(req);
+		return -ENOMEM;
+	}
+	genlmsg_end(skb, hdr);
+	return request_simple(req, skb, text);
+}
+
+/**
  * ssa_request_connect - make the request of a connect, not yet sent
  * @ssk: known to its worker; its control lock is held
  *
@@ -504,20 +572,7 @@ int ssa_request_bind(struct ssa_sock *ssk)
  */
 struct ssa_request *ssa_request_connect(struct ssa_sock *ssk)
 {
-	struct ssa_request *req;
-	int err;
-
-	req = request_new(SSA_CMD_CONNECT);
-	if (!req)
-		return ERR_PTR(-ENOMEM);
-	sock_hold(ssa_to_sk(ssk));
-	req->ssk = ssk;
-	err = request_add(req, ssk->worker);
-	if (err) {
-		ssa_request_put(req);
-		return ERR_PTR(err);
-	}
-	return req;
+	return request_begin(ssk, SSA_CMD_CONNECT);
 }
 
 /**

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Life of a TLS socket: made, bound, connected, shut down, closed.
+ * Life of a TLS socket: made, bound, connected, shut down, closed. Listening is
+ * in listen.c.
  *
  * The way of a connect():
  *
@@ -70,7 +71,12 @@ static const struct {
 	[SSA_SOCKET_STATE_FAILED]	= { TCP_CLOSE, SS_UNCONNECTED },
 };
 
-static void set_state(struct ssa_sock *ssk, enum ssa_socket_state state)
+/**
+ * ssa_sock_set_state - change the state
+ * @ssk: locked by lock_sock
+ * @state: of now on
+ */
+void ssa_sock_set_state(struct ssa_sock *ssk, enum ssa_socket_state state)
 {
 	struct sock *sk = ssa_to_sk(ssk);
 
@@ -166,41 +172,70 @@ static void set_text_locked(struct ssa_sock *ssk, const char *text)
 	release_sock(sk);
 }
 
-/*
- * Makes sure that the worker of now knows the socket: tells it about the
- * socket and what was set so far. In the program's context, with the control
- * lock held, or before anybody else can have the socket.
- */
-int ssa_sock_introduce(struct ssa_sock *ssk)
+/* Changes the worker of a socket that no worker is asked about now. */
+static int choose_worker(struct ssa_sock *ssk)
 {
+	struct sock *sk = ssa_to_sk(ssk);
 	struct ssa_worker *worker, *old;
+
+	worker = ssa_worker_get();
+	if (!worker)
+		return -ECANCELED;
+	atomic_inc(&worker->sockets);
+	lock_sock(sk);
+	old = ssk->worker;
+	ssk->worker = worker;
+	release_sock(sk);
+	if (old) {
+		atomic_dec(&old->sockets);
+		ssa_worker_put(old);
+	}
+	return 0;
+}
+
+static int introduce_all(struct ssa_sock *ssk, char **text)
+{
 	struct ssa_setting *set;
 	int err;
 
-	worker = ssa_worker_get();
-	if (!worker) {
+	err = ssa_request_socket(ssk);
+	if (err)
+		return err;
+	list_for_each_entry(set, &ssk->settings, list) {
+		err = ssa_request_setting(ssk, set, text);
+		if (err)
+			return err;
+	}
+	if (ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING)
+		return ssa_request_listen(ssk, text);
+	return 0;
+}
+
+/**
+ * ssa_sock_introduce - make sure that a worker knows the socket
+ * @ssk: its control lock is held, or nobody else can have it yet
+ * @text: gets the sentence of a worker that refused it, or NULL; to be freed
+ *
+ * Tells a worker about the socket, what was set so far and that it listens.
+ *
+ * Return: 0; -ECANCELED without a worker; as ssa_request_socket().
+ */
+int ssa_sock_introduce(struct ssa_sock *ssk, char **text)
+{
+	int err;
+
+	if (ssk->worker && !READ_ONCE(ssk->worker->dead)) {
+		if (ssk->introduced)
+			return 0;
+	} else if (choose_worker(ssk)) {
 		set_text_locked(ssk, "The TLS daemon is not running; 'ssad start' starts it.");
 		return -ECANCELED;
 	}
-	if (worker == ssk->worker && ssk->introduced) {
-		ssa_worker_put(worker);
-		return 0;
-	}
 
-	/* From now on it is told when the socket is closed. */
-	old = ssk->worker;
-	ssk->worker = worker;
 	ssk->introduced = false;
-	ssa_worker_put(old);
-
-	err = ssa_request_socket(ssk);
+	err = introduce_all(ssk, text);
 	if (err)
 		goto err_text;
-	list_for_each_entry(set, &ssk->settings, list) {
-		err = ssa_request_setting(ssk, set, NULL);
-		if (err)
-			goto err_text;
-	}
 	ssk->introduced = true;
 	return 0;
 
@@ -232,6 +267,72 @@ static int endpoint_create(struct ssa_sock *ssk)
 }
 
 /**
+ * ssa_sock_set_wait_class - before anybody can wait on a socket
+ * @sock: of a TLS socket
+ */
+void ssa_sock_set_wait_class(struct socket *sock)
+{
+	lockdep_set_class(&sock->wq.wait.lock, &wait_key);
+}
+
+/**
+ * ssa_sock_set_owner - the socket is the current process's
+ * @ssk: seen by nobody else, or locked by lock_sock
+ */
+void ssa_sock_set_owner(struct ssa_sock *ssk)
+{
+	ssk->pid = task_tgid_nr(current);
+	ssk->uid = current_euid();
+	ssk->gid = current_egid();
+	get_task_comm(ssk->comm, current);
+}
+
+/**
+ * ssa_sock_setup - what every TLS socket begins with, its id reserved included
+ * @ssk: zeroed behind its struct inet_sock, seen by nobody else
+ *
+ * Return: 0 or -ENOMEM; ssa_sock_destroy() undoes it however far it came.
+ */
+int ssa_sock_setup(struct ssa_sock *ssk)
+{
+	u32 id;
+	int err;
+
+	sock_lock_init_class_and_name(ssa_to_sk(ssk), "slock-AF_INET-TLS", &slock_key,
+				      "sk_lock-AF_INET-TLS", &sk_lock_key);
+	mutex_init(&ssk->control);
+	mutex_init(&ssk->rx_lock);
+	mutex_init(&ssk->mirror_lock);
+	INIT_LIST_HEAD(&ssk->settings);
+	INIT_LIST_HEAD(&ssk->queue);
+	INIT_LIST_HEAD(&ssk->queued);
+	INIT_WORK(&ssk->adopt, ssa_listen_adopt);
+	atomic64_set(&ssk->sent, 0);
+	atomic64_set(&ssk->received, 0);
+
+	/* Reserved: nobody finds the socket before it is whole. */
+	err = xa_alloc_cyclic(&sockets, &id, NULL, xa_limit_32b, &next_id, GFP_KERNEL);
+	if (err < 0)
+		return err;
+	ssk->id = id;
+	atomic_inc(&nr_sockets);
+	ssk->close = ssa_notice_new(ssk, SSA_CMD_CLOSE);
+	return ssk->close ? 0 : -ENOMEM;
+}
+
+/**
+ * ssa_sock_publish - from now on a socket is found by its id
+ * @ssk: whole
+ */
+void ssa_sock_publish(struct ssa_sock *ssk)
+{
+	xa_lock(&sockets);
+	/* The entry is reserved: no memory is needed, and this can't fail. */
+	__xa_store(&sockets, ssk->id, ssk, 0);
+	xa_unlock(&sockets);
+}
+
+/**
  * ssa_sock_init - make a TLS socket; proto.init of both families
  * @sk: fresh, seen by nobody else
  *
@@ -244,44 +345,20 @@ static int endpoint_create(struct ssa_sock *ssk)
 int ssa_sock_init(struct sock *sk)
 {
 	struct ssa_sock *ssk = ssa_sk(sk);
-	u32 id;
 	int err;
 
-	sock_lock_init_class_and_name(sk, "slock-AF_INET-TLS", &slock_key,
-				      "sk_lock-AF_INET-TLS", &sk_lock_key);
-	lockdep_set_class(&sk->sk_socket->wq.wait.lock, &wait_key);
-	mutex_init(&ssk->control);
-	mutex_init(&ssk->rx_lock);
-	mutex_init(&ssk->mirror_lock);
-	INIT_LIST_HEAD(&ssk->settings);
-	atomic64_set(&ssk->sent, 0);
-	atomic64_set(&ssk->received, 0);
-	ssk->pid = task_tgid_nr(current);
-	ssk->uid = current_euid();
-	ssk->gid = current_egid();
-	get_task_comm(ssk->comm, current);
-
-	ssk->close = kzalloc(sizeof(*ssk->close), GFP_KERNEL_ACCOUNT);
-	if (!ssk->close)
-		return -ENOMEM;
+	ssa_sock_set_wait_class(sk->sk_socket);
+	ssa_sock_set_owner(ssk);
+	err = ssa_sock_setup(ssk);
+	if (err)
+		return err;
 	err = endpoint_create(ssk);
 	if (err)
 		return err;
-
-	/* Reserved: nobody finds the socket before it is whole. */
-	err = xa_alloc_cyclic(&sockets, &id, NULL, xa_limit_32b, &next_id, GFP_KERNEL);
-	if (err < 0)
-		return err;
-	ssk->id = id;
-	ssk->close->socket = id;
-	atomic_inc(&nr_sockets);
-
-	err = ssa_sock_introduce(ssk);
+	err = ssa_sock_introduce(ssk, NULL);
 	if (err)
 		return err;
-	xa_lock(&sockets);
-	__xa_store(&sockets, ssk->id, ssk, 0);
-	xa_unlock(&sockets);
+	ssa_sock_publish(ssk);
 	ssa_event(ssk, SSA_EVENT_KIND_OPENED);
 	return 0;
 }
@@ -289,7 +366,7 @@ int ssa_sock_init(struct sock *sk)
 /**
  * ssa_sock_get_endpoint - the file of a socket's endpoint
  * @ssk: referenced by the caller
- * @req: its connect request
+ * @req: its connect or listen request
  *
  * Return: a reference; NULL if the socket is closed or @req is over.
  */
@@ -299,7 +376,7 @@ struct file *ssa_sock_get_endpoint(struct ssa_sock *ssk, struct ssa_request *req
 	struct file *file = NULL;
 
 	lock_sock(sk);
-	if (ssk->connect == req)
+	if (ssk->endpoint_file && (req->cmd == SSA_CMD_LISTEN || ssk->connect == req))
 		file = get_file(ssk->endpoint_file);
 	release_sock(sk);
 	return file;
@@ -334,6 +411,8 @@ void ssa_sock_destroy(struct sock *sk)
 	bool whole;
 
 	whole = unlist(ssk);
+	if (ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING)
+		ssa_listen_close(ssk);
 
 	/*
 	 * A completion that has taken the connect request, but not the lock,
@@ -351,7 +430,7 @@ void ssa_sock_destroy(struct sock *sk)
 	if (whole) {
 		ssa_transport_close(ssk);
 		lock_sock(sk);
-		set_state(ssk, SSA_SOCKET_STATE_CLOSED);
+		ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CLOSED);
 		release_sock(sk);
 		ssa_event(ssk, SSA_EVENT_KIND_CLOSED);
 	}
@@ -375,10 +454,12 @@ void ssa_sock_destroy(struct sock *sk)
 	ssa_settings_free(ssk);
 	release_sock(sk);
 
-	if (worker)
-		ssa_worker_close(worker, ssk->close);
-	else
+	if (worker) {
+		atomic_dec(&worker->sockets);
+		ssa_worker_notify(worker, ssk->close);
+	} else {
 		kfree(ssk->close);
+	}
 	ssk->close = NULL;
 	if (channel_file)
 		fput(channel_file);
@@ -437,7 +518,7 @@ int ssa_sock_bind(struct socket *sock, struct sockaddr *addr, int len)
 	err = bind_errno[ssa_state(ssk)];
 	if (err)
 		goto out;
-	err = ssa_sock_introduce(ssk);
+	err = ssa_sock_introduce(ssk, NULL);
 	if (err)
 		goto out;
 	ssa_sockopt_mirror(ssk);
@@ -461,7 +542,7 @@ static int disconnect(struct ssa_sock *ssk)
 	req = ssk->connect;
 	ssk->connect = NULL;
 	if (state == SSA_SOCKET_STATE_CONNECTING || state == SSA_SOCKET_STATE_CONNECTED)
-		set_state(ssk, SSA_SOCKET_STATE_CLOSED);
+		ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CLOSED);
 	release_sock(sk);
 
 	if (req) {
@@ -530,7 +611,7 @@ static int connect_begin(struct ssa_sock *ssk, struct sockaddr *addr, int len)
 		return -EINVAL;
 	memcpy(&remote, addr, len);
 
-	err = ssa_sock_introduce(ssk);
+	err = ssa_sock_introduce(ssk, NULL);
 	if (err)
 		return err;
 	ssa_sockopt_mirror(ssk);
@@ -547,7 +628,7 @@ static int connect_begin(struct ssa_sock *ssk, struct sockaddr *addr, int len)
 	}
 	ssk->connect = req;	/* the reference that we were given */
 	refcount_inc(&req->ref);
-	set_state(ssk, SSA_SOCKET_STATE_CONNECTING);
+	ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CONNECTING);
 	release_sock(sk);
 
 	/* As the caller, so that its rights and its namespace decide. */
@@ -656,7 +737,7 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 		/* The peer is to notice now, not when the program closes. */
 		kernel_sock_shutdown(ssk->endpoint, SHUT_RDWR);
 		sk->sk_err = -err;
-		set_state(ssk, SSA_SOCKET_STATE_FAILED);
+		ssa_sock_set_state(ssk, SSA_SOCKET_STATE_FAILED);
 	} else {
 		swap(ssk->facts, res->facts);
 		if (res->host_name) {
@@ -664,7 +745,7 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 			ssk->host_name = res->host_name;
 			res->host_name = NULL;
 		}
-		set_state(ssk, SSA_SOCKET_STATE_CONNECTED);
+		ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CONNECTED);
 	}
 	/*
 	 * Nothing is replayed from here on. Only calls on a NEW socket look at
@@ -674,6 +755,8 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 	if (res->from_worker && ssk->kind != SSA_TRANSPORT_CHANNEL)
 		swap(forgotten, ssk->worker);
 	release_sock(sk);
+	if (forgotten)
+		atomic_dec(&forgotten->sockets);
 	ssa_worker_put(forgotten);
 
 	ssa_event(ssk, err ? SSA_EVENT_KIND_REFUSED : SSA_EVENT_KIND_CONNECTED);

@@ -59,6 +59,7 @@ static const struct option options[] = {
 	OPTION(TLS_TRUSTED_PEER_CERTIFICATES, NEW, 0, VALUE_STRING_OR_FILE, false, SSA_VALUE_MAX),
 	OPTION(TLS_CERTIFICATE_CHAIN, NEW, 0, VALUE_STRING_OR_FILE, true, SSA_VALUE_MAX),
 	OPTION(TLS_PRIVATE_KEY, NEW, 0, VALUE_STRING_OR_FILE, true, SSA_VALUE_MAX),
+	OPTION(TLS_REQUEST_PEER_AUTH, NEW, NEW, VALUE_U32),
 	OPTION(TLS_ALPN, NEW, CONNECTED, VALUE_STRING, false, SSA_VALUE_PIECE_MAX, FROM_ALPN),
 	OPTION(TLS_DISABLE_CIPHER, NEW, 0, VALUE_STRING, true, SSA_CIPHER_MAX),
 	OPTION(TLS_ENABLE_CIPHER, NEW, 0, VALUE_STRING, true, SSA_CIPHER_MAX),
@@ -174,7 +175,8 @@ static char *set_error_text(const struct option *opt, int err)
 	case -EINVAL:
 		return kasprintf(GFP_KERNEL, "The value of %s has no valid form.", opt->title);
 	case -EOPNOTSUPP:
-		return kasprintf(GFP_KERNEL, "%s can be set before connect() only.", opt->title);
+		return kasprintf(GFP_KERNEL, "%s can be set before connect() or listen() only.",
+				 opt->title);
 	default:
 		return kasprintf(GFP_KERNEL, "The value of %s could not be read (%pe).",
 				 opt->title, ERR_PTR(err));
@@ -189,7 +191,8 @@ static int set_option(struct ssa_sock *ssk, const struct option *opt, sockptr_t 
 	struct ssa_setting *set;
 	int err;
 
-	set = value_get(opt, val, len);
+	/* Here so that no file is read in vain, and below since it can change. */
+	set = opt->set & BIT(ssa_state(ssk)) ? value_get(opt, val, len) : ERR_PTR(-EOPNOTSUPP);
 	if (IS_ERR(set)) {
 		err = PTR_ERR(set);
 		text = set_error_text(opt, err);
@@ -214,7 +217,7 @@ static int set_option(struct ssa_sock *ssk, const struct option *opt, sockptr_t 
 			goto out_unlock;
 	}
 
-	err = ssa_sock_introduce(ssk);
+	err = ssa_sock_introduce(ssk, NULL);
 	if (!err)
 		err = ssa_request_setting(ssk, set, &text);
 	if (!err) {
@@ -383,7 +386,7 @@ static int ask_daemon(struct ssa_sock *ssk, const struct option *opt, int room,
 
 	if (mutex_lock_interruptible(&ssk->control))
 		return -ERESTARTSYS;
-	err = ssa_state(ssk) == SSA_SOCKET_STATE_NEW ? ssa_sock_introduce(ssk) : -EOPNOTSUPP;
+	err = ssa_state(ssk) == SSA_SOCKET_STATE_NEW ? ssa_sock_introduce(ssk, NULL) : -EOPNOTSUPP;
 	if (!err)
 		err = ssa_request_getsockopt(ssk, opt->name, &res);
 	if (!err)

@@ -5,11 +5,12 @@
  *
  * Locks, outermost first:
  *
- *   ssa_sock.control    mutex: one bind, connect or option call at a time on a
- *                       socket; held while a request is answered
+ *   ssa_sock.control    mutex: one bind, listen, connect or option call at a
+ *                       time on a socket; held while a request is answered
  *   ssa_sock.rx_lock    mutex: one control record of a ktls transport at a time
  *   lock_sock(TLS)      state and what a program may ask for; never held while
- *                       waiting for the daemon
+ *                       waiting for the daemon; a listening socket's before
+ *                       that of one in its queue
  *   ssa_sock.mirror_lock  mutex: one copying of SOL_SOCKET options at a time
  *   lock_sock(endpoint) the kernel's own
  *   xa_lock of the two tables, ssa_worker_lock: spinlocks, innermost
@@ -18,7 +19,8 @@
  * moment each is made until ssa_sock_destroy(), which no call on the file
  * outlasts: such a call needs no lock to follow the pointers. Everybody else
  * (the daemon's commands, dumps, events) has a reference to the struct sock
- * only, and looks under lock_sock, where a closed socket has neither.
+ * only, and looks under lock_sock, where a closed socket has neither. A
+ * listening socket owns those in its queue until accept() takes them.
  */
 #ifndef _SSA_H
 #define _SSA_H
@@ -41,10 +43,11 @@
 
 #define SSA_VERSION "0.1.0"
 
+struct ssa_notice;
 struct ssa_request;
 struct ssa_worker;
 
-/* What a completed connect() is known by; written once, before the state. */
+/* What a connection is known by; written once, before the state. */
 struct ssa_facts {
 	u32 version;
 	u32 resumed;
@@ -63,6 +66,7 @@ struct ssa_result {
 	void *value;
 	u32 value_len;
 	enum ssa_transport kind;
+	struct file *endpoint;		/* of an accepted connection */
 	struct file *channel;
 	struct ssa_facts *facts;
 	char *host_name;
@@ -121,23 +125,32 @@ struct ssa_sock {
 
 	/* Under lock_sock. */
 	struct ssa_request *connect;	/* under way, holds a reference */
-	bool connect_reported;		/* its result was returned by connect() */
+	bool connect_reported;		/* connect() has no result to return */
 	int connect_error;
 	char *error_text;
 	char *host_name;
 	struct ssa_facts *facts;
 
 	/*
-	 * Under control while the state is NEW; then under lock_sock, and only
-	 * to be dropped.
+	 * Under control while the state is NEW or LISTENING; then under
+	 * lock_sock, and only to be dropped. The worker is changed under both.
 	 */
 	struct list_head settings;
 	u32 nr_settings;
 	u32 settings_len;
 	bool introduced;		/* worker knows all of the settings */
 	struct ssa_worker *worker;	/* that was told of this socket, or NULL */
-	struct ssa_close *close;	/* so that CLOSE needs no memory */
+	struct ssa_notice *close;	/* so that CLOSE needs no memory */
+	bool closing;			/* makes no request any more (request.c) */
 
+	/* A listening socket's, under its lock_sock; sk_ack_backlog counts. */
+	struct list_head queue;		/* for accept() */
+	struct ssa_notice *room;	/* owed to the worker; NULL if none is */
+	struct work_struct adopt;
+	/* In a listening socket's queue, and under the lock of that one. */
+	struct list_head queued;
+
+	bool server;			/* accepted */
 	unsigned long flags;
 #define SSA_CLOSE_NOTIFY_SENT 0
 
@@ -152,6 +165,11 @@ struct ssa_sock {
 	struct ssa_mirror mirror;
 	atomic64_t sent;
 	atomic64_t received;
+};
+
+struct ssa6_sock {
+	struct ssa_sock ssa;
+	struct ipv6_pinfo inet6;	/* inet6_sk_generic() looks at the end */
 };
 
 static inline struct ssa_sock *ssa_sk(const struct sock *sk)
@@ -173,20 +191,36 @@ static inline enum ssa_socket_state ssa_state(struct ssa_sock *ssk)
 /* socket.c: life of a TLS socket */
 extern struct workqueue_struct *ssa_wq;
 int ssa_sock_init(struct sock *sk);
+int ssa_sock_setup(struct ssa_sock *ssk);
+void ssa_sock_publish(struct ssa_sock *ssk);
 void ssa_sock_destroy(struct sock *sk);
+void ssa_sock_set_owner(struct ssa_sock *ssk);
+void ssa_sock_set_state(struct ssa_sock *ssk, enum ssa_socket_state state);
+void ssa_sock_set_wait_class(struct socket *sock);
 int ssa_sock_connect(struct socket *sock, struct sockaddr *addr, int len, int flags);
 int ssa_sock_bind(struct socket *sock, struct sockaddr *addr, int len);
 int ssa_sock_shutdown(struct socket *sock, int how);
 int ssa_getname(struct socket *sock, struct sockaddr *addr, int peer);
 int ssa_sock_release(struct socket *sock);
 void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ssa_result *res);
-int ssa_sock_introduce(struct ssa_sock *ssk);
+int ssa_sock_introduce(struct ssa_sock *ssk, char **text);
 void ssa_sock_set_text(struct ssa_sock *ssk, const char *text);
 struct ssa_sock *ssa_sock_get(u64 id);
 struct file *ssa_sock_get_endpoint(struct ssa_sock *ssk, struct ssa_request *req);
 struct ssa_sock *ssa_sock_next(unsigned long *id);
 u32 ssa_sock_count(void);
 void ssa_facts_free(struct ssa_facts *facts);
+
+/* listen.c: listening sockets and their queues */
+int ssa_sock_listen(struct socket *sock, int backlog);
+int ssa_sock_listening(struct ssa_sock *ssk);
+int ssa_sock_accept(struct socket *sock, struct socket *newsock, int flags);
+struct ssa_sock *ssa_listen_accepted(struct ssa_sock *ssk, struct sk_buff *skb,
+				     struct ssa_result *res);
+int ssa_listen_enqueue(struct ssa_sock *ssk, struct ssa_sock *child, u32 *queued, u32 *backlog);
+void ssa_listen_adopt_all(void);
+void ssa_listen_adopt(struct work_struct *work);
+void ssa_listen_close(struct ssa_sock *ssk);
 
 /* transport.c: what carries the program's bytes */
 int ssa_transport_attach(struct ssa_sock *ssk, struct ssa_result *res);
@@ -238,7 +272,8 @@ struct ssa_request {
 	refcount_t ref;
 	u32 id;
 	u8 cmd;
-	struct ssa_sock *ssk;		/* referenced for a connect only */
+	u64 socket;
+	struct ssa_sock *ssk;		/* referenced for connect and listen only */
 	struct ssa_worker *worker;
 	struct completion done;
 	struct delayed_work deadline;
@@ -249,6 +284,7 @@ int ssa_request_socket(struct ssa_sock *ssk);
 int ssa_request_setting(struct ssa_sock *ssk, const struct ssa_setting *set, char **text);
 int ssa_request_getsockopt(struct ssa_sock *ssk, u32 option, struct ssa_result *res);
 int ssa_request_bind(struct ssa_sock *ssk);
+int ssa_request_listen(struct ssa_sock *ssk, char **text);
 struct ssa_request *ssa_request_connect(struct ssa_sock *ssk);
 int ssa_request_send_connect(struct ssa_request *req, const struct sockaddr_storage *remote);
 struct ssa_request *ssa_request_get(u32 id);
@@ -257,34 +293,43 @@ bool ssa_request_finish(struct ssa_request *req, struct ssa_result *res);
 bool ssa_request_cancel(struct ssa_request *req);
 bool ssa_request_is_pending(struct ssa_request *req);
 void ssa_request_fail_worker(struct ssa_worker *worker);
+void ssa_request_fail_socket(struct ssa_sock *ssk);
 void ssa_result_clear(struct ssa_result *res);
 
 /* worker.c: daemon processes that answer */
 struct ssa_worker {
+	struct list_head list;		/* under ssa_worker_lock */
 	refcount_t ref;
 	struct sock *netlink;		/* that registered, referenced */
 	u32 portid;
 	u32 pid;
+	u32 daemon;			/* its main process */
 	bool dead;			/* under ssa_worker_lock */
 	atomic_t pending;
-	struct list_head closes;	/* under ssa_worker_lock */
-	struct delayed_work close_work;
+	atomic_t sockets;
+	struct list_head notices;	/* under ssa_worker_lock */
+	struct delayed_work notice_work;
 };
 
-struct ssa_close {
+/* A message about a socket that has no completion and must not be lost. */
+struct ssa_notice {
 	struct list_head list;
 	u64 socket;
+	u8 cmd;
 };
 
 extern spinlock_t ssa_worker_lock;
 int ssa_worker_init(void);
 void ssa_worker_uninit(void);
-int ssa_worker_register(struct sk_buff *skb, struct netlink_ext_ack *extack);
+int ssa_worker_register(struct sk_buff *skb, u32 daemon, struct netlink_ext_ack *extack);
 struct ssa_worker *ssa_worker_get(void);
+struct ssa_worker *ssa_worker_nth(unsigned long n);
+bool ssa_worker_any(void);
 void ssa_worker_put(struct ssa_worker *worker);
 bool ssa_worker_is(struct ssa_worker *worker, struct sk_buff *skb);
 int ssa_worker_send(struct ssa_worker *worker, struct sk_buff *skb);
-void ssa_worker_close(struct ssa_worker *worker, struct ssa_close *close);
+struct ssa_notice *ssa_notice_new(struct ssa_sock *ssk, u8 cmd);
+void ssa_worker_notify(struct ssa_worker *worker, struct ssa_notice *notice);
 
 /* netlink.c: the family, commands of the daemon, dumps */
 extern struct genl_family ssa_nl_family;
@@ -301,6 +346,7 @@ int ssa_nl_put_address(struct sk_buff *skb, int attr, struct ssa_sock *ssk, int 
 /* event.c: what is known and what happens, for those who watch */
 int ssa_nl_put_state(struct sk_buff *skb, struct ssa_sock *ssk);
 void ssa_event(struct ssa_sock *ssk, enum ssa_event_kind kind);
+void ssa_event_refused(struct ssa_sock *ssk, struct genl_info *info);
 
 /* proto.c: registration */
 int ssa_proto_init(void);

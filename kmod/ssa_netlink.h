@@ -70,14 +70,20 @@ enum ssa_transport {
  * enum ssa_event_kind - What a notification tells.
  * @SSA_EVENT_KIND_OPENED: A program made a TLS socket.
  * @SSA_EVENT_KIND_CONNECTED: A connection was made and verified.
- * @SSA_EVENT_KIND_REFUSED: A connection failed; error and text say why.
+ * @SSA_EVENT_KIND_REFUSED: A connection failed, a client's to a
+ *	listening socket included; error and text say why.
  * @SSA_EVENT_KIND_CLOSED: A TLS socket is gone.
+ * @SSA_EVENT_KIND_LISTENING: A program listens.
+ * @SSA_EVENT_KIND_ACCEPTED: A client's connection was made; it waits for
+ *	accept().
  */
 enum ssa_event_kind {
 	SSA_EVENT_KIND_OPENED,
 	SSA_EVENT_KIND_CONNECTED,
 	SSA_EVENT_KIND_REFUSED,
 	SSA_EVENT_KIND_CLOSED,
+	SSA_EVENT_KIND_LISTENING,
+	SSA_EVENT_KIND_ACCEPTED,
 };
 
 /**
@@ -122,6 +128,12 @@ enum ssa_event_kind {
  * @SSA_A_MODULE_VERSION: Version of the kernel module.
  * @SSA_A_SOCKETS: Number of TLS sockets.
  * @SSA_A_PENDING: Number of requests that wait for a completion.
+ * @SSA_A_DAEMON: Main process of a daemon, as the initial pid namespace
+ *	counts; the same for all its workers.
+ * @SSA_A_BACKLOG: How many finished connections may wait for accept().
+ * @SSA_A_QUEUED: How many finished connections wait for accept().
+ * @SSA_A_ENDPOINT_FD: File descriptor, in the daemon, of the TCP
+ *	connection that it accepted.
  */
 enum ssa_a {
 	SSA_A_REQUEST = 1,
@@ -157,6 +169,10 @@ enum ssa_a {
 	SSA_A_MODULE_VERSION,
 	SSA_A_SOCKETS,
 	SSA_A_PENDING,
+	SSA_A_DAEMON,
+	SSA_A_BACKLOG,
+	SSA_A_QUEUED,
+	SSA_A_ENDPOINT_FD,
 
 	/* private: */
 	__SSA_A_MAX,
@@ -165,16 +181,15 @@ enum ssa_a {
 
 /**
  * enum ssa_cmd - Commands.
- * @SSA_CMD_REGISTER: Become the worker that answers requests. Refused
- *	with EBUSY while another one is registered. The worker is gone when
- *	the netlink socket that sent this is closed.
+ * @SSA_CMD_REGISTER: Become a worker that answers requests. Refused with
+ *	EBUSY while a worker of another daemon is registered. The worker is
+ *	gone when the netlink socket that sent this is closed.
  * @SSA_CMD_ENDPOINT: Get a file descriptor of the endpoint of a connect
- *	request. It is the TCP socket itself, nonblocking while the connect is
- *	under way.
+ *	or listen request. It is the TCP socket itself, and nonblocking.
  * @SSA_CMD_COMPLETE: The one answer to a request. With error 0 a connect
  *	carries the transport and what was negotiated (fd: the program's end
  *	of the channel; the module takes its own reference), a getsockopt the
- *	value.
+ *	value; and when a listen has been completed so, the endpoint listens.
  * @SSA_CMD_END_OF_STREAM: The peer's stream on a channel has ended.
  *	Error 0: with close_notify. Otherwise the program gets the error
  *	instead of end of file. To be sent before the channel is shut down.
@@ -195,6 +210,16 @@ enum ssa_a {
  * @SSA_CMD_CLOSE: The TLS socket is gone; forget it and whatever is
  *	under way for it. Has no completion.
  * @SSA_CMD_NOTIFY: Something happened to a TLS socket.
+ * @SSA_CMD_ACCEPTED: A handshake on a listening socket is over. With
+ *	error 0 the connection goes into the queue of accept(), and the reply
+ *	has the number of its socket and how full the queue is; above backlog
+ *	the worker is to accept no more until it is told room. Otherwise it
+ *	failed, and those who watch hear of it.
+ * @SSA_CMD_LISTEN: A program wants to listen, or (after a worker's
+ *	death) its socket does and has no worker. Once this is completed with
+ *	error 0: accept from the endpoint, do the handshakes, and send
+ *	accepted for each.
+ * @SSA_CMD_ROOM: A queue that was full has room again.
  */
 enum ssa_cmd {
 	SSA_CMD_REGISTER = 1,
@@ -211,6 +236,9 @@ enum ssa_cmd {
 	SSA_CMD_CONNECT,
 	SSA_CMD_CLOSE,
 	SSA_CMD_NOTIFY,
+	SSA_CMD_ACCEPTED,
+	SSA_CMD_LISTEN,
+	SSA_CMD_ROOM,
 
 	/* private: */
 	__SSA_CMD_MAX,

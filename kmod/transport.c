@@ -200,6 +200,14 @@ static void channel_linger(struct ssa_sock *ssk, long timeout)
 					 READ_ONCE(tsk->sk_shutdown) == SHUTDOWN_MASK, timeout);
 }
 
+/* Before the daemon, which has it as well, can say goodbye in our stead. */
+static void reset_endpoint(struct socket *endpoint)
+{
+	struct sockaddr nowhere = { .sa_family = AF_UNSPEC };
+
+	kernel_connect(endpoint, &nowhere, sizeof(nowhere), 0);
+}
+
 /**
  * ssa_transport_close - close_notify and what TCP does at close()
  * @ssk: used by no call any more; no lock is held
@@ -220,8 +228,11 @@ void ssa_transport_close(struct ssa_sock *ssk)
 	ssa_sockopt_mirror(ssk);
 
 	/* With a linger time of 0 the connection is reset, as tcp(7) does. */
-	if (linger && !sk->sk_lingertime)
+	if (linger && !sk->sk_lingertime) {
+		if (ssk->kind == SSA_TRANSPORT_CHANNEL)
+			reset_endpoint(ssk->endpoint);
 		return;
+	}
 	if (ssk->kind == SSA_TRANSPORT_KTLS) {
 		/*
 		 * TCP resets a connection that is closed with unread data, and
@@ -734,6 +745,9 @@ __poll_t ssa_poll(struct file *file, struct socket *sock, struct poll_table_stru
 		break;
 	case SSA_SOCKET_STATE_CONNECTING:
 		mask = 0;
+		break;
+	case SSA_SOCKET_STATE_LISTENING:
+		mask = READ_ONCE(sk->sk_ack_backlog) ? EPOLLIN | EPOLLRDNORM : 0;
 		break;
 	case SSA_SOCKET_STATE_NEW:
 		mask = EPOLLOUT | EPOLLWRNORM | EPOLLHUP;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The daemon process that answers requests.
+ * The daemon's processes that answer requests.
  *
  * A worker is registered from the moment that its netlink socket sends
  * REGISTER until that socket is closed, by itself or by the death of its
  * process. It holds a reference to the module, so that a module in use by a
- * daemon is not removed.
+ * daemon is not removed. Sockets are spread over the workers as they are made;
+ * each has one worker at a time.
  */
 
 #include <linux/module.h>
@@ -15,28 +16,60 @@
 
 #include "ssa.h"
 
-#define CLOSE_RETRY msecs_to_jiffies(20)
+#define NOTICE_RETRY msecs_to_jiffies(20)
 
 DEFINE_SPINLOCK(ssa_worker_lock);
 
-/* Under ssa_worker_lock; holds one reference. */
-static struct ssa_worker *registered;
+/* Under ssa_worker_lock; holds one reference to each. */
+static LIST_HEAD(workers);
 
 /**
- * ssa_worker_get - the worker that takes requests now
+ * ssa_worker_get - the worker that has the fewest sockets
  *
  * Return: a reference, or NULL when there is none.
  */
 struct ssa_worker *ssa_worker_get(void)
 {
-	struct ssa_worker *worker;
+	struct ssa_worker *worker, *found = NULL;
 
 	spin_lock(&ssa_worker_lock);
-	worker = registered;
-	if (worker)
-		refcount_inc(&worker->ref);
+	list_for_each_entry(worker, &workers, list)
+		if (!found || atomic_read(&worker->sockets) < atomic_read(&found->sockets))
+			found = worker;
+	if (found)
+		refcount_inc(&found->ref);
 	spin_unlock(&ssa_worker_lock);
-	return worker;
+	return found;
+}
+
+/**
+ * ssa_worker_any - is there a worker?
+ */
+bool ssa_worker_any(void)
+{
+	return !list_empty_careful(&workers);
+}
+
+/**
+ * ssa_worker_nth - walk all workers
+ * @n: from 0
+ *
+ * Return: a reference, or NULL at the end.
+ */
+struct ssa_worker *ssa_worker_nth(unsigned long n)
+{
+	struct ssa_worker *worker, *found = NULL;
+
+	spin_lock(&ssa_worker_lock);
+	list_for_each_entry(worker, &workers, list) {
+		if (n--)
+			continue;
+		refcount_inc(&worker->ref);
+		found = worker;
+		break;
+	}
+	spin_unlock(&ssa_worker_lock);
+	return found;
 }
 
 /**
@@ -84,15 +117,15 @@ int ssa_worker_send(struct ssa_worker *worker, struct sk_buff *skb)
 	return genlmsg_unicast(&init_net, skb, worker->portid);
 }
 
-static int send_close(struct ssa_worker *worker, u64 socket)
+static int send_notice(struct ssa_worker *worker, const struct ssa_notice *notice)
 {
 	struct sk_buff *skb;
 	void *hdr;
 
-	skb = ssa_nl_new(SSA_CMD_CLOSE, nla_total_size(sizeof(u64)), &hdr);
+	skb = ssa_nl_new(notice->cmd, nla_total_size(sizeof(u64)), &hdr);
 	if (!skb)
 		return -ENOMEM;
-	if (ssa_nl_put_u64(skb, SSA_A_SOCKET, socket)) {
+	if (ssa_nl_put_u64(skb, SSA_A_SOCKET, notice->socket)) {
 		nlmsg_free(skb);
 		return -EMSGSIZE;
 	}
@@ -100,60 +133,78 @@ static int send_close(struct ssa_worker *worker, u64 socket)
 	return ssa_worker_send(worker, skb);
 }
 
-static void drop_closes(struct list_head *closes)
+static void drop_notices(struct list_head *notices)
 {
-	struct ssa_close *close, *next;
+	struct ssa_notice *notice, *next;
 
-	list_for_each_entry_safe(close, next, closes, list)
-		kfree(close);
+	list_for_each_entry_safe(notice, next, notices, list)
+		kfree(notice);
 }
 
-/* Sends what did not fit into the worker's buffer when it was closed. */
-static void close_work(struct work_struct *work)
+/* Sends what did not fit into the worker's buffer at first. */
+static void notice_work(struct work_struct *work)
 {
 	struct ssa_worker *worker = container_of(to_delayed_work(work),
-						 struct ssa_worker, close_work);
-	struct ssa_close *close, *next;
-	LIST_HEAD(closes);
+						 struct ssa_worker, notice_work);
+	struct ssa_notice *notice, *next;
+	LIST_HEAD(notices);
 	bool again = false;
 	int err = 0;
 
 	spin_lock(&ssa_worker_lock);
-	list_splice_init(&worker->closes, &closes);
+	list_splice_init(&worker->notices, &notices);
 	spin_unlock(&ssa_worker_lock);
 
-	list_for_each_entry_safe(close, next, &closes, list) {
-		err = send_close(worker, close->socket);
+	list_for_each_entry_safe(notice, next, &notices, list) {
+		err = send_notice(worker, notice);
 		if (err)
 			break;
-		list_del(&close->list);
-		kfree(close);
+		list_del(&notice->list);
+		kfree(notice);
 	}
 
 	spin_lock(&ssa_worker_lock);
-	if (!worker->dead && !list_empty(&closes)) {
-		list_splice_init(&closes, &worker->closes);
-		again = queue_delayed_work(ssa_wq, &worker->close_work, CLOSE_RETRY);
+	if (!worker->dead && !list_empty(&notices)) {
+		list_splice_init(&notices, &worker->notices);
+		again = queue_delayed_work(ssa_wq, &worker->notice_work, NOTICE_RETRY);
 	}
 	spin_unlock(&ssa_worker_lock);
 
-	drop_closes(&closes);
+	drop_notices(&notices);
 	if (!again)
 		ssa_worker_put(worker);
 }
 
 /**
- * ssa_worker_close - tell a worker that a socket is gone
- * @worker: that knows the socket; the caller's reference is consumed
- * @close: made with the socket, so that this can't fail; consumed
+ * ssa_notice_new - make a notice ahead of its time, so that sending can't fail
+ * @ssk: what it is about
+ * @cmd: SSA_CMD_CLOSE or SSA_CMD_ROOM
  *
- * The message is sent now, or as soon as the worker has room for it.
+ * Return: to be given to ssa_worker_notify() or kfree(); or NULL.
  */
-void ssa_worker_close(struct ssa_worker *worker, struct ssa_close *close)
+struct ssa_notice *ssa_notice_new(struct ssa_sock *ssk, u8 cmd)
+{
+	struct ssa_notice *notice = kzalloc(sizeof(*notice), GFP_KERNEL_ACCOUNT);
+
+	if (notice) {
+		notice->socket = ssk->id;
+		notice->cmd = cmd;
+	}
+	return notice;
+}
+
+/**
+ * ssa_worker_notify - send a notice
+ * @worker: that knows the socket; the caller's reference is consumed
+ * @notice: consumed
+ *
+ * It is sent now, or as soon as the worker has room for it.
+ */
+void ssa_worker_notify(struct ssa_worker *worker, struct ssa_notice *notice)
 {
 	int err;
 
-	err = send_close(worker, close->socket);
+	err = send_notice(worker, notice);
 	if (!err || err == -ECONNREFUSED)
 		goto out_free;
 
@@ -162,33 +213,47 @@ void ssa_worker_close(struct ssa_worker *worker, struct ssa_close *close)
 		spin_unlock(&ssa_worker_lock);
 		goto out_free;
 	}
-	list_add_tail(&close->list, &worker->closes);
+	list_add_tail(&notice->list, &worker->notices);
 	/*
 	 * The work owns a reference while it is queued. Queued already: its
 	 * run takes the whole list, so this entry too, under the same lock.
 	 */
-	if (queue_delayed_work(ssa_wq, &worker->close_work, CLOSE_RETRY))
+	if (queue_delayed_work(ssa_wq, &worker->notice_work, NOTICE_RETRY))
 		refcount_inc(&worker->ref);
 	spin_unlock(&ssa_worker_lock);
 	ssa_worker_put(worker);
 	return;
 
 out_free:
-	kfree(close);
+	kfree(notice);
 	ssa_worker_put(worker);
 }
 
+static bool register_locked(struct ssa_worker *worker)
+{
+	struct ssa_worker *other;
+
+	lockdep_assert_held(&ssa_worker_lock);
+	list_for_each_entry(other, &workers, list)
+		if (other->daemon != worker->daemon || other->netlink == worker->netlink)
+			return false;
+	list_add_tail(&worker->list, &workers);
+	return true;
+}
+
 /**
- * ssa_worker_register - make a netlink port the worker
+ * ssa_worker_register - make a netlink port a worker
  * @skb: the message of who wants to be it
+ * @daemon: its daemon's main process
  * @extack: gets the reason of a refusal
  *
- * Return: 0; -EBUSY if there is a worker; -ENODEV if the module is being
- * removed; -ENOMEM.
+ * Return: 0; -EBUSY if there is a worker of another daemon, or on this port;
+ * -ENODEV if the module is being removed; -ENOMEM.
  */
-int ssa_worker_register(struct sk_buff *skb, struct netlink_ext_ack *extack)
+int ssa_worker_register(struct sk_buff *skb, u32 daemon, struct netlink_ext_ack *extack)
 {
 	struct ssa_worker *worker;
+	bool done;
 
 	worker = kzalloc(sizeof(*worker), GFP_KERNEL);
 	if (!worker)
@@ -202,46 +267,62 @@ int ssa_worker_register(struct sk_buff *skb, struct netlink_ext_ack *extack)
 	sock_hold(worker->netlink);
 	worker->portid = NETLINK_CB(skb).portid;
 	worker->pid = task_tgid_nr(current);
-	INIT_LIST_HEAD(&worker->closes);
-	INIT_DELAYED_WORK(&worker->close_work, close_work);
+	worker->daemon = daemon;
+	INIT_LIST_HEAD(&worker->notices);
+	INIT_DELAYED_WORK(&worker->notice_work, notice_work);
 
 	spin_lock(&ssa_worker_lock);
-	if (registered) {
-		spin_unlock(&ssa_worker_lock);
+	done = register_locked(worker);
+	spin_unlock(&ssa_worker_lock);
+	if (!done) {
 		ssa_worker_put(worker);
 		module_put(THIS_MODULE);
 		NL_SET_ERR_MSG(extack, "a daemon is registered already");
 		return -EBUSY;
 	}
-	registered = worker;
-	spin_unlock(&ssa_worker_lock);
+	/* Those that have waited for a worker. */
+	ssa_listen_adopt_all();
 	return 0;
+}
+
+static struct ssa_worker *take_worker(u32 portid)
+{
+	struct ssa_worker *worker;
+
+	lockdep_assert_held(&ssa_worker_lock);
+	list_for_each_entry(worker, &workers, list) {
+		if (worker->portid != portid)
+			continue;
+		list_del(&worker->list);
+		return worker;
+	}
+	return NULL;
 }
 
 static void unregister(u32 portid)
 {
 	struct ssa_worker *worker;
-	LIST_HEAD(closes);
+	LIST_HEAD(notices);
 
 	spin_lock(&ssa_worker_lock);
-	worker = registered;
-	if (!worker || worker->portid != portid) {
+	worker = take_worker(portid);
+	if (!worker) {
 		spin_unlock(&ssa_worker_lock);
 		return;
 	}
-	registered = NULL;
 	/*
 	 * From here on no request is added for it (request_add() looks at
 	 * dead under the lock of the table), so those that are failed below
 	 * are all.
 	 */
 	WRITE_ONCE(worker->dead, true);
-	list_splice_init(&worker->closes, &closes);
+	list_splice_init(&worker->notices, &notices);
 	spin_unlock(&ssa_worker_lock);
 
-	drop_closes(&closes);
+	drop_notices(&notices);
 	ssa_request_fail_worker(worker);
-	if (cancel_delayed_work_sync(&worker->close_work))
+	ssa_listen_adopt_all();
+	if (cancel_delayed_work_sync(&worker->notice_work))
 		ssa_worker_put(worker);
 	ssa_worker_put(worker);
 	module_put(THIS_MODULE);

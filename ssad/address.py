@@ -6,7 +6,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _FAMILY = struct.Struct("=H")
 _INET = struct.Struct("!H4s")  # struct sockaddr_in after its family: port, address
@@ -18,6 +18,20 @@ class Address(NamedTuple):
 
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address
     port: int
+
+    @classmethod
+    def of_socket(cls, name: tuple[Any, ...]) -> Address:
+        """Take what Python's accept() and getpeername() give for AF_INET and AF_INET6."""
+        host, _, _zone = name[0].partition("%")
+        return cls(ipaddress.ip_address(host), name[1])
+
+    def as_sockaddr(self) -> bytes:
+        """Return the struct sockaddr_in or sockaddr_in6."""
+        if self.ip.version == 4:
+            inet = _INET.pack(self.port, self.ip.packed)
+            return _FAMILY.pack(socket.AF_INET) + inet + bytes(8)
+        inet6 = _INET6.pack(self.port, 0, self.ip.packed)
+        return _FAMILY.pack(socket.AF_INET6) + inet6 + bytes(4)
 
     def __str__(self) -> str:
         if self.ip.version == 4:

@@ -23,7 +23,9 @@ from ssad.policy import Policy
 if TYPE_CHECKING:
     from ssad.link import Link
 
-_STOP_TIMEOUT = 10.0  # seconds; the daemon itself takes no more than 2 for its connections
+# Seconds. Workers take no more than 2 for their connections, and the main process kills those that
+# do not end within 10.
+_STOP_TIMEOUT = 15.0
 _DEFAULT = Policy()
 
 _EPILOG = """\b
@@ -103,6 +105,12 @@ def connect() -> Link:
     help="How long a handshake may take once TCP is connected.",
 )
 @click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    show_default="one per core",
+    help="How many processes do handshakes and relay connections.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -116,6 +124,7 @@ def start(
     trust_store: Path,
     transport: str,
     handshake_timeout: float,
+    workers: int | None,
     log_level: str,
     as_json: bool,
 ) -> None:
@@ -131,7 +140,9 @@ def start(
         transport=transport,  # type: ignore[arg-type]  # click has checked it
         handshake_timeout=handshake_timeout,
     )
-    options = daemon.Options(policy, user, log_level, background=not foreground)
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    options = daemon.Options(policy, workers, user, log_level, background=not foreground)
     if foreground:
         daemon.run(options, lambda: None)
         return
@@ -145,16 +156,16 @@ def start(
 def stop(*, as_json: bool) -> None:
     """Stop the daemon; return when it has ended.
 
-    Connections over kernel TLS go on; those that the daemon relays have two seconds to end.
+    Connections over kernel TLS go on; those that its workers relay have two seconds to end.
     """
     from ssad.wire import Command
 
-    def find_worker() -> int | None:
+    def find_main() -> int | None:
         workers = link.dump(Command.WORKER_GET)
-        return workers[0]["pid"] if workers else None
+        return workers[0]["daemon"] if workers else None
 
     with connect() as link:
-        pid = find_worker()
+        pid = find_main()
         if pid is None:
             _not_running()
         try:
@@ -163,7 +174,7 @@ def stop(*, as_json: bool) -> None:
             _not_running()
         with os.fdopen(process):
             # Now its number can't be given to another process any more. Was it, before?
-            if find_worker() != pid:
+            if find_main() != pid:
                 _not_running()
             _end(pid, process)
     if as_json:

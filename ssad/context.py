@@ -7,25 +7,45 @@ one connection is kept in its Notes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import hashlib
+import itertools
 import os
 import socket
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import cast
+from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
-from ssad import identity, verification
-from ssad.errors import HandshakeError
-from ssad.policy import Policy
-from ssad.settings import Settings
+from ssad import identity, trust, verification
+from ssad.credentials import Identity
+from ssad.errors import HandshakeError, Refused
+from ssad.policy import TLS_1_2, TLS_1_3, Policy
+from ssad.settings import (
+    AUTH_NONE,
+    AUTH_OPTIONAL,
+    AUTH_REQUIRED,
+    Settings,
+    parse_host_name,
+)
+from ssad.trust import TrustStore
 
-_ENABLE_PARTIAL_WRITE = 0x1  # SSL_MODE_ENABLE_PARTIAL_WRITE of openssl/ssl.h
+# openssl/ssl.h: SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_MODE_NO_AUTO_CHAIN, SSL_OP_PRIORITIZE_CHACHA.
+_ENABLE_PARTIAL_WRITE = 0x1
+_NO_AUTO_CHAIN = 0x8
+_PRIORITIZE_CHACHA = 1 << 21
+_CA_NAMES_MAX = 16384  # bytes of names sent to a client; its hint is not worth more
+_VERIFY_MODES = {
+    AUTH_NONE: SSL.VERIFY_NONE,
+    AUTH_OPTIONAL: SSL.VERIFY_PEER,
+    AUTH_REQUIRED: SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT,
+}
 _FATAL = 2  # level of an alert
 
 _lib = Binding.lib
@@ -35,21 +55,13 @@ _lib = Binding.lib
 class Notes:
     """What OpenSSL's callbacks said of one connection."""
 
-    wanted: str | identity.Address
+    wanted: str | identity.Address | None  # None: a client, which may be anyone
     trust: str  # where trusted certificates come from
     secrets: dict[str, bytes] = field(default_factory=dict, repr=False)  # by their keylog labels
     verified: bool = False
     refusal: str = ""  # why the peer's certificates were refused
     alert_sent: int | None = None  # fatal ones
     alert_received: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _TrustStore:
-    """A file of trusted certificates, in the state in which it is now."""
-
-    path: Path
-    state: tuple[int, int, int]
 
 
 def client_connection(
@@ -61,11 +73,8 @@ def client_connection(
     the settings contradict each other.
     """
     wanted = identity.wanted(settings.host_name, remote)
-    trust = str(policy.trust_store)
-    if settings.trusted is not None:
-        trust = "TLS_TRUSTED_PEER_CERTIFICATES"
     connection = SSL.Connection(client_context(settings, policy), None)
-    connection.set_app_data(Notes(wanted, trust))
+    connection.set_app_data(Notes(wanted, trust.source(settings, policy)))
     connection.set_connect_state()
     _expect(connection, wanted)
     if isinstance(wanted, str):
@@ -79,55 +88,269 @@ def client_connection(
 def client_context(settings: Settings, policy: Policy) -> SSL.Context:
     """Return a context for client connections. Raises HandshakeError and Refused as above."""
     settings.check(policy)
-    if settings.trusted is None:
-        trusted: bytes | _TrustStore = _trust_store(policy.trust_store)
-    elif policy.program_trust:
-        trusted = settings.trusted
-    else:
-        raise HandshakeError(
-            errno.EPROTO, "The policy does not let programs choose whom they trust."
-        )
+    trusted = trust.trusted(settings, policy)
     low, high = settings.versions(policy)
     parameters = (low, high, settings.ciphers12(policy), settings.ciphers13(policy), trusted)
-    if settings.private_key is None or settings.chain is None:
-        return _shared_context(*parameters)
+    if not settings.identities:
+        return _shared_client_context(*parameters)
     # A private key is not kept beyond its socket, so this context is for one connection.
-    context = _new_context(*parameters)
-    certificate, *issuers = x509.load_pem_x509_certificates(settings.chain)
-    context.use_certificate(certificate)
-    for issuer in issuers:
-        context.add_extra_chain_cert(issuer)
-    key = load_pem_private_key(settings.private_key, password=None)
-    try:
-        context.use_privatekey(key)  # type: ignore[arg-type]
-    except (SSL.Error, TypeError) as error:
-        raise HandshakeError(
-            errno.EPROTO, "TLS_PRIVATE_KEY is of a kind that TLS has no use for."
-        ) from error
+    context = _new_client_context(*parameters)
+    for one in _first_of_each_kind(settings.identities):
+        _use(context, one)
     return context
 
 
-def _trust_store(path: Path) -> _TrustStore:
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-    except OSError as error:
-        raise _unusable(path, error.strerror or str(error)) from error
-    return _TrustStore(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+class TicketContexts:
+    """What session tickets are encrypted with; processes that share it accept each other's.
+
+    OpenSSL makes the keys of tickets with a context, gives no access to them through
+    cryptography, and uses those of the context that a connection was made with, even if the
+    connection goes on with another one (SSL_set_SSL_CTX of ssl/ssl_lib.c). So connections are made
+    with contexts of this object, which has to be made before the processes that share it fork.
+
+    These of a connection's properties stay what they are in the first context: versions, options,
+    modes, the timeout of sessions, whether and how the peer is verified. The rest comes with the
+    other context: certificates, ciphers, trust, callbacks, the session id context.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._contexts = {
+            (versions, level): _base_context(versions, level, policy.session_timeout)
+            for versions in ((TLS_1_2, TLS_1_2), (TLS_1_2, TLS_1_3), (TLS_1_3, TLS_1_3))
+            for level in _VERIFY_MODES
+        }
+
+    def connection(
+        self, context: SSL.Context, versions: tuple[int, int], request_peer_auth: int
+    ) -> SSL.Connection:
+        """Make a server's connection over memory that goes on with `context`.
+
+        `versions`: the lowest and the highest; `request_peer_auth`: as Settings has it.
+        """
+        connection = SSL.Connection(self._contexts[versions, request_peer_auth], None)
+        # Before anything is received, so that sessions are looked up in the right id context.
+        connection.set_context(context)
+        connection.set_accept_state()
+        return connection
 
 
-def _unusable(path: Path, why: str) -> HandshakeError:
-    return HandshakeError(
-        errno.EPROTO,
-        f"The trust store {path} can't be used: {why}. No certificate can be verified without it; "
-        "install the package ca-certificates or name another file in the policy.",
+class ServerContexts:
+    """The contexts of a listener, one for each set of certificates that a name can ask for.
+
+    A name that no certificate covers, or none at all, gets the first certificate.
+    """
+
+    def __init__(
+        self, settings: Settings, policy: Policy, tickets: TicketContexts, uid: int
+    ) -> None:
+        """`uid` is the owner of the listener; nobody else's listener takes its tickets.
+
+        Raises Refused (EINVAL) if there is no certificate or OpenSSL takes none of them,
+        HandshakeError if there is nothing to verify clients' certificates with.
+        """
+        settings.check_listen(policy)
+        self.settings = settings
+        self.policy = policy
+        self.versions = settings.versions(policy)
+        self._tickets = tickets
+        self._trust = trust.source(settings, policy)
+        trusted = None
+        if settings.request_peer_auth != AUTH_NONE:
+            trusted = trust.trusted(settings, policy)
+        make = _ContextMaker(settings, policy, trusted, uid)
+        first = settings.identities[0]
+        alike = (_covering(settings.identities, name) for name in _names(first)[:1])
+        default = _first_of_each_kind((first, *itertools.chain.from_iterable(alike)))
+        self._context = make.default(default)
+
+    def connection(self) -> SSL.Connection:
+        """Make a connection for a handshake over memory. Its app data is its Notes."""
+        connection = self._tickets.connection(
+            self._context, self.versions, self.settings.request_peer_auth
+        )
+        connection.set_app_data(Notes(None, self._trust))
+        return connection
+
+
+class _ContextMaker:
+    """Makes the contexts of a listener."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        policy: Policy,
+        trusted: bytes | TrustStore | None,
+        uid: int,
+    ) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._trusted = trusted
+        self._store: crypto.X509Store | None = None
+        self._session_id = _session_id(settings, policy, trusted, uid)
+        self._made: dict[frozenset[Identity], SSL.Context | None] = {}
+
+    def default(self, identities: tuple[Identity, ...]) -> SSL.Context:
+        """Make the context that connections begin with, which finds the others by name."""
+        # Names that stay with it have no context, or else it would refer to itself, and its
+        # private keys would outlive the listener until the next garbage collection.
+        self._made[frozenset(identities)] = None
+        contexts = {
+            name: self._context(_covering(self._settings.identities, name))
+            for one in self._settings.identities
+            for name in _names(one)
+        }
+        context = self._new(identities)
+        context.set_tlsext_servername_callback(_name_chooser(contexts))
+        return context
+
+    def _context(self, identities: tuple[Identity, ...]) -> SSL.Context | None:
+        key = frozenset(identities)
+        if key not in self._made:
+            self._made[key] = self._new(identities)
+        return self._made[key]
+
+    def _new(self, identities: tuple[Identity, ...]) -> SSL.Context:
+        settings, policy = self._settings, self._policy
+        low, high = settings.versions(policy)
+        context = _new_context(
+            SSL.TLS_SERVER_METHOD,
+            low,
+            high,
+            settings.ciphers12(policy),
+            settings.ciphers13(policy),
+        )
+        context.set_session_id(self._session_id)
+        for one in identities:
+            _use(context, one)
+        if settings.alpn:
+            context.set_alpn_select_callback(_alpn_chooser(settings.alpn))
+        self._trust(context)
+        return context
+
+    def _trust(self, context: SSL.Context) -> None:
+        if self._trusted is None:
+            return
+        if self._store is None:
+            trust.load(context, self._trusted)
+            self._store = trust.store_of(context)
+        else:
+            # A system's trust store is worth sharing. pyOpenSSL has no call for it.
+            _lib.X509_STORE_up_ref(self._store._store)
+            _lib.SSL_CTX_set_cert_store(context._context, self._store._store)
+        if isinstance(self._trusted, bytes):
+            _send_names(context, x509.load_pem_x509_certificates(self._trusted))
+
+
+def _base_context(versions: tuple[int, int], level: int, timeout: int) -> SSL.Context:
+    context = _new_context(SSL.TLS_SERVER_METHOD, *versions)
+    context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | _PRIORITIZE_CHACHA)
+    context.set_timeout(timeout)
+    context.set_verify(_VERIFY_MODES[level], _on_verify)
+    return context
+
+
+def _session_id(
+    settings: Settings, policy: Policy, trusted: bytes | TrustStore | None, uid: int
+) -> bytes:
+    """Return what tells apart the sessions of listeners that are not alike.
+
+    A resumed session is not verified anew, so whatever could make a difference counts.
+    """
+    alike = (
+        uid,
+        trusted,
+        settings.request_peer_auth,
+        [one.chain for one in settings.identities],
+        settings.alpn,
+        settings.versions(policy),
+        settings.ciphers(policy),
+    )
+    return hashlib.sha256(repr(alike).encode()).digest()
+
+
+def _covering(identities: tuple[Identity, ...], name: str) -> tuple[Identity, ...]:
+    """Return those that are for a name, one of each kind: with this very name if there is one,
+    else with a wildcard."""
+    return _first_of_each_kind(
+        one for form in (name, _wildcard(name)) for one in identities if form in _names(one)
     )
 
 
+def _wildcard(name: str) -> str:
+    """Return the wildcard that stands for a name (RFC 9525, 6.3). A client may be pickier."""
+    return f"*.{name.partition('.')[2]}"
+
+
+def _names(one: Identity) -> list[str]:
+    return [*map(str.lower, one.names.dns), *map(str, one.names.addresses)]
+
+
+def _first_of_each_kind(identities: Iterable[Identity]) -> tuple[Identity, ...]:
+    """Return what one context can hold: OpenSSL knows one certificate for each kind of key."""
+    found: dict[str, Identity] = {}
+    for one in identities:
+        found.setdefault(one.kind, one)
+    return tuple(found.values())
+
+
+def _name_chooser(contexts: dict[str, SSL.Context | None]) -> Callable[[SSL.Connection], None]:
+    """Return a callback that gives a connection the context of the name that is asked for."""
+
+    def choose(connection: SSL.Connection) -> None:
+        name = server_name(connection)
+        found = contexts.get(name if name in contexts else _wildcard(name))
+        if found is not None:
+            connection.set_context(found)
+
+    return choose
+
+
+def _alpn_chooser(
+    alpn: tuple[str, ...],
+) -> Callable[[SSL.Connection, list[bytes]], bytes]:
+    """Return a callback that chooses the first of our protocols that is offered (RFC 7301, 3.2)."""
+    known = [name.encode("ascii") for name in alpn]
+
+    def choose(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
+        for name in known:
+            if name in offered:
+                return name
+        # The client gets the alert no_application_protocol, and the handshake raises this.
+        raise HandshakeError(
+            errno.EPROTO,
+            "The client speaks none of the protocols of TLS_ALPN "
+            f"({', '.join(alpn)}); it offered {_protocols(offered)}.",
+        )
+
+    return choose
+
+
+def _protocols(offered: list[bytes]) -> str:
+    shown = [name.decode("ascii", "replace") for name in offered[:8]]
+    if len(offered) > len(shown):
+        shown.append(f"{len(offered) - len(shown)} more")
+    return ", ".join(shown)
+
+
+def server_name(connection: SSL.Connection) -> str:
+    """Return the name that a client asked a server for, in lower-case A-labels. Empty if there is
+    none, or something else than a host name (RFC 6066, 3)."""
+    with contextlib.suppress(UnicodeDecodeError, Refused):
+        name = (connection.get_servername() or b"").decode("ascii")
+        return parse_host_name(name) if name else ""
+    return ""
+
+
+def resumed(connection: SSL.Connection) -> bool:
+    """Tell whether the handshake resumed an earlier session. pyOpenSSL has no call for it."""
+    return bool(_lib.SSL_session_reused(connection._ssl))
+
+
 def _new_context(
-    low: int, high: int, ciphers12: str, ciphers13: str, trusted: bytes | _TrustStore
+    method: int, low: int, high: int, ciphers12: str = "", ciphers13: str = ""
 ) -> SSL.Context:
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    """Make a context with what clients and servers have in common. No cipher: OpenSSL's own."""
+    context = SSL.Context(method)
     context.set_min_proto_version(low)
     context.set_max_proto_version(high)
     if ciphers12:
@@ -138,29 +361,56 @@ def _new_context(
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     # One call for many records spares most of Python's share of the work.
     context.clear_mode(_ENABLE_PARTIAL_WRITE)
-    _load_trusted(context, trusted)
-    context.set_verify(SSL.VERIFY_PEER, _on_verify)
+    # A chain is sent as it was given, not completed from the trust store.
+    context.set_mode(_NO_AUTO_CHAIN)
     context.set_keylog_callback(_on_keylog)
     context.set_info_callback(_on_info)
     return context
 
 
+def _new_client_context(
+    low: int, high: int, ciphers12: str, ciphers13: str, trusted: bytes | TrustStore
+) -> SSL.Context:
+    context = _new_context(SSL.TLS_CLIENT_METHOD, low, high, ciphers12, ciphers13)
+    trust.load(context, trusted)
+    context.set_verify(SSL.VERIFY_PEER, _on_verify)
+    return context
+
+
 # Loading a system's trust store takes milliseconds, and most sockets want the same context.
-_shared_context = functools.lru_cache(maxsize=32)(_new_context)
+_shared_client_context = functools.lru_cache(maxsize=32)(_new_client_context)
 
 
-def _load_trusted(context: SSL.Context, trusted: bytes | _TrustStore) -> None:
-    store = cast("crypto.X509Store", context.get_cert_store())  # OpenSSL makes one for each context
-    # Whatever is in the store is trusted, whether or not it signed itself.
-    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-    if isinstance(trusted, _TrustStore):
-        try:
-            context.load_verify_locations(str(trusted.path))
-        except SSL.Error as error:
-            raise _unusable(trusted.path, "it holds no readable PEM certificate") from error
+def _use(context: SSL.Context, one: Identity) -> None:
+    """Let a context show a certificate. Raises Refused with EINVAL if OpenSSL does not take it."""
+    try:
+        # From a file, since pyOpenSSL's other call makes a chain that all certificates share.
+        with open(os.memfd_create("chain"), "w+b", buffering=0) as file:  # noqa: PTH123
+            file.write(one.chain)
+            context.use_certificate_chain_file(f"/proc/self/fd/{file.fileno()}")
+        key = load_pem_private_key(one.private_key, password=None)
+        context.use_privatekey(key)  # type: ignore[arg-type]
+    except SSL.Error as error:
+        own = x509.load_pem_x509_certificate(one.chain)
+        reasons = ", ".join(reason for *_, reason in error.args[0]) or "no reason given"
+        raise Refused(
+            errno.EINVAL,
+            f"OpenSSL does not take the certificate of {identity.subject(own)} "
+            f"with its {one.kind} key: {reasons}.",
+        ) from error
+
+
+def _send_names(context: SSL.Context, trusted: list[x509.Certificate]) -> None:
+    """Tell clients whose certificates are wanted (RFC 8446, 4.2.4), if names can tell it.
+
+    They are names of issuers: a trusted certificate that is no issuer can't be told.
+    """
+    if not all(identity.is_authority(c) or c.issuer == c.subject for c in trusted):
         return
-    for certificate in x509.load_pem_x509_certificates(trusted):
-        store.add_cert(crypto.X509.from_cryptography(certificate))
+    if sum(len(certificate.subject.public_bytes()) for certificate in trusted) > _CA_NAMES_MAX:
+        return
+    for certificate in trusted:
+        context.add_client_ca(certificate)
 
 
 def _expect(connection: SSL.Connection, wanted: str | identity.Address) -> None:
@@ -215,14 +465,18 @@ def _on_verify(
 def _refusal(
     notes: Notes, certificate: x509.Certificate, code: int, depth: int, *, ok: bool
 ) -> str:
+    peer: Literal["server", "client"] = "client" if notes.wanted is None else "server"
     mismatch = code in verification.IDENTITY_MISMATCHES
     if not ok and not mismatch:
-        return verification.sentence(verification.Fault(code, depth, certificate), notes.trust)
+        fault = verification.Fault(code, depth, certificate)
+        return verification.sentence(fault, notes.trust, peer)
     if depth > 0:
         return ""
     if not verification.signs(certificate):
         fault = verification.Fault(SSL.X509VerificationCodes.ERR_INVALID_PURPOSE, 0, certificate)
-        return verification.sentence(fault, notes.trust)
+        return verification.sentence(fault, notes.trust, peer)
+    if notes.wanted is None:
+        return ""
     return verification.wrong_identity(certificate, notes.wanted, refused=mismatch)
 
 

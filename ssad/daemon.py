@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon as a process: starting, registering as the worker, ending."""
+"""The daemon as processes: how they start, register as workers, give up rights and end."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import idna.uts46data  # noqa: F401 - see _give_up_root
 
 from ssad import log, module, privileges
-from ssad.context import client_context
+from ssad.context import TicketContexts, client_context
 from ssad.errors import Refused
 from ssad.exits import CommandError, Exit
 from ssad.link import FamilyMissing, Link, LinkError
 from ssad.policy import Policy
 from ssad.server import Server
 from ssad.settings import Settings
+from ssad.supervisor import (
+    HURRY,
+    Supervisor,
+    await_ready,
+    tell_failure,
+    tell_ready,
+    unblock_signals,
+)
 from ssad.wire import Command
 
 logger = logging.getLogger(__name__)
 
 _STDIN, _STDOUT, _STDERR = range(3)
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_READY = "\0ready"  # what the child tells its parent; anything else is the reason why it is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +44,35 @@ class Options:
     """What the command line says about a start."""
 
     policy: Policy
+    workers: int = 1
     user: str | None = None
     log_level: str = "info"
     background: bool = True
 
 
-def run(options: Options, ready: Callable[[], None]) -> None:
-    """Be the daemon until SIGTERM or SIGINT. Calls `ready` once registered. Raises CommandError."""
+def run(options: Options, ready: Callable[[], None], private: Iterable[int] = ()) -> None:
+    """Be the daemon's main process until SIGTERM or SIGINT.
+
+    ready: called once all workers are registered.
+    private: file descriptors that workers are to close.
+
+    Raises CommandError.
+    """
     try:
         _give_up_root(options)
         in_journal = log.configure(options.log_level, background=options.background)
         # Loaded now, so that the first connect does not wait for it, and that a missing one is
         # noticed before any program relies on it.
         client_context(Settings(), options.policy)
-        # Whoever sees it registered may want to stop it at once.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-        link = _register()
-        privileges.drop_all()
+        one_worker = partial(
+            work,
+            options=options,
+            tickets=TicketContexts(options.policy),
+            in_journal=in_journal,
+            main=os.getpid(),
+        )
+        supervisor = Supervisor(options.workers, one_worker)
+        supervisor.start(private)
     except privileges.NotPermitted as error:
         raise CommandError(Exit.NOT_PERMITTED, str(error)) from error
     except Refused as error:
@@ -62,18 +81,48 @@ def run(options: Options, ready: Callable[[], None]) -> None:
         raise CommandError(Exit.FAILED, f"ssad could not start: {error}.") from error
     if options.background:
         _leave_terminal(in_journal=in_journal)
-    with link:
-        asyncio.run(_serve(link, options.policy, ready))
+    logger.info("TLS sockets can be used now; workers: %d.", options.workers)
+    ready()
+    supervisor.run()
     logger.info("Stopped.")
 
 
-async def _serve(link: Link, policy: Policy, ready: Callable[[], None]) -> None:
-    server = Server(link, policy)
+def work(
+    ready: Callable[[], None],
+    *,
+    options: Options,
+    tickets: TicketContexts,
+    in_journal: bool,
+    main: int,
+) -> None:
+    """Be a worker until SIGTERM. Raises CommandError."""
+    try:
+        link = _register(main)
+        privileges.drop_all()
+    except OSError as error:
+        raise CommandError(Exit.FAILED, f"A worker of ssad could not start: {error}.") from error
+    if options.background:
+        _leave_terminal(in_journal=in_journal)
+    with link:
+        asyncio.run(_serve(link, options.policy, tickets, ready))
+
+
+async def _serve(
+    link: Link, policy: Policy, tickets: TicketContexts, ready: Callable[[], None]
+) -> None:
+    server = Server(link, policy, tickets)
     loop = asyncio.get_running_loop()
-    for number in _STOP_SIGNALS:
-        loop.add_signal_handler(number, server.stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-    logger.info("Registered with the kernel module; TLS sockets can be used now.")
+
+    def stop() -> None:
+        server.stop()
+        # A service manager sends it to all processes, and the main process passes it on: that is
+        # once, not twice, which would mean haste.
+        loop.add_signal_handler(signal.SIGTERM, lambda: None)
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    loop.add_signal_handler(HURRY, server.stop)
+    unblock_signals()
+    logger.debug("Registered with the kernel module.")
     ready()
     await server.run()
 
@@ -93,13 +142,14 @@ def _give_up_root(options: Options) -> None:
     privileges.keep_only_net_admin(options.user)
 
 
-def _register() -> Link:
+def _register(main: int) -> Link:
+    """Become a worker of the daemon that has this main process."""
     try:
         link = Link()
     except FamilyMissing as error:
         raise CommandError(Exit.NO_MODULE, module.HOW_TO_LOAD) from error
     try:
-        link.request(Command.REGISTER)
+        link.request(Command.REGISTER, {"daemon": main})
     except LinkError as error:
         text, code = (
             f"The kernel module did not take ssad as a worker: {error.strerror}.",
@@ -113,12 +163,13 @@ def _register() -> Link:
 
 
 def _running_already(link: Link) -> str:
-    pids = ", ".join(str(worker.get("pid", 0)) for worker in link.dump(Command.WORKER_GET))
+    found = {worker.get("daemon", 0) for worker in link.dump(Command.WORKER_GET)}
+    pids = ", ".join(map(str, sorted(found)))
     return f"ssad is already running (pid {pids}); stop it with 'ssad stop'."
 
 
 def start_in_background(options: Options) -> int:
-    """Start the daemon as a process of its own; return its pid once it is registered.
+    """Start the daemon as a process of its own; return its pid once its workers are registered.
 
     Raises CommandError.
     """
@@ -129,13 +180,8 @@ def start_in_background(options: Options) -> int:
         _be_background(options, write_end)
     os.close(write_end)
     with os.fdopen(read_end, "rb") as pipe:
-        report = pipe.read().decode()
-    if report == _READY:
-        return pid
-    _, status = os.waitpid(pid, 0)
-    if report:
-        raise CommandError(Exit(os.waitstatus_to_exitcode(status)), report)
-    raise CommandError(Exit.FAILED, f"ssad ended before it was ready ({_fate(status)}).")
+        await_ready(pipe, pid)
+    return pid
 
 
 def _be_background(options: Options, write_end: int) -> None:
@@ -145,26 +191,16 @@ def _be_background(options: Options, write_end: int) -> None:
         os.setsid()
         os.chdir("/")
         os.umask(0o077)
-
-        def ready() -> None:
-            os.write(write_end, _READY.encode())
-            os.close(write_end)
-
-        run(options, ready)
+        run(options, lambda: tell_ready(write_end), private=[write_end])
     except CommandError as error:
         code = error.code
-        os.write(write_end, str(error).encode())
+        tell_failure(write_end, error)
     except BaseException:
         code = Exit.FAILED
         logger.exception("ssad failed.")
     finally:
         logging.shutdown()
         os._exit(code)
-
-
-def _fate(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def _leave_terminal(*, in_journal: bool) -> None:

@@ -98,6 +98,15 @@ def _dns_matches(pattern: str, name: str) -> bool:
         return False
 
 
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Tell whether a certificate may issue others (RFC 5280, 4.2.1.9)."""
+    try:
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        return False
+    return basic.value.ca
+
+
 def subject(certificate: x509.Certificate) -> str:
     """Name a certificate: its subject (RFC 4514), or the first alternative name if that is empty
     (RFC 5280, 4.1.2.6)."""

@@ -85,24 +85,26 @@ def suite(cipher: str) -> Suite | None:
     return None
 
 
-def tls13(suite: Suite, send_secret: bytes, receive_secret: bytes) -> KernelKeys:
-    """Keys of a TLS 1.3 client that has sent and received nothing after its Finished.
+def tls13(suite: Suite, send_secret: bytes, receive_secret: bytes, sent: int = 0) -> KernelKeys:
+    """Keys of a TLS 1.3 connection that has received nothing after the handshake.
 
-    The secrets are CLIENT_TRAFFIC_SECRET_0 and SERVER_TRAFFIC_SECRET_0.
+    The secrets are CLIENT_TRAFFIC_SECRET_0 and SERVER_TRAFFIC_SECRET_0, in the order of the side
+    that asks. `sent` is the number of records that it has sent under its secret: a server's
+    session tickets.
     """
     return KernelKeys(
         TLS_1_3,
         suite.aead,
-        send=_tls13_direction(suite, send_secret),
-        receive=_tls13_direction(suite, receive_secret),
+        send=_tls13_direction(suite, send_secret, sent),
+        receive=_tls13_direction(suite, receive_secret, 0),
     )
 
 
-def _tls13_direction(suite: Suite, secret: bytes) -> TrafficKey:
+def _tls13_direction(suite: Suite, secret: bytes, sequence: int) -> TrafficKey:
     return TrafficKey(
         hkdf_expand_label(suite.hash, secret, b"key", suite.aead.key_length),
         hkdf_expand_label(suite.hash, secret, b"iv", _NONCE_LENGTH),
-        sequence=0,
+        sequence,
     )
 
 
@@ -112,10 +114,12 @@ def tls12(
     client_random: bytes,
     server_random: bytes,
     finished: bytes,
+    *,
+    server: bool = False,
 ) -> KernelKeys:
-    """Keys of a TLS 1.2 client right after the handshake, in which one record went each way.
+    """Keys of a TLS 1.2 connection right after the handshake, in which one record went each way.
 
-    `finished` is the encrypted record that carried the client's Finished.
+    `finished` is the encrypted record that carried our Finished; `server` says which side we are.
     """
     gcm = suite.aead is not Aead.CHACHA20_POLY1305
     iv_length = _GCM_SALT_LENGTH if gcm else _NONCE_LENGTH
@@ -128,8 +132,10 @@ def tls12(
         2 * (key_length + iv_length),
     )
     # An AEAD has no MAC keys, so that the block is: keys, then IVs, the client's first each time.
-    send_key, receive_key = block[:key_length], block[key_length : 2 * key_length]
-    send_iv, receive_iv = block[2 * key_length : -iv_length], block[-iv_length:]
+    keys = block[:key_length], block[key_length : 2 * key_length]
+    ivs = block[2 * key_length : -iv_length], block[-iv_length:]
+    send_key, receive_key = reversed(keys) if server else keys
+    send_iv, receive_iv = reversed(ivs) if server else ivs
     if gcm:
         # A nonce must never be used twice with a key. OpenSSL started at a random one, so go on
         # from there (the first 8 bytes of the record's body) instead of at the sequence number.

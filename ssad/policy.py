@@ -34,6 +34,9 @@ class Policy:
     # auto: kernel TLS where it works, else the channel. ktls and channel: that one or failure.
     transport: TransportChoice = "auto"
     handshake_timeout: float = 30.0  # seconds, from its first message on
+    handshakes_per_listener: int = 512  # under way at once
+    handshakes_total: int = 2048  # of all listeners
+    session_timeout: int = 7200  # seconds that a session ticket of ours may be used
     close_timeout: float = 60.0  # seconds a closed channel may take to deliver what was written
 
     def cipher_names(self) -> tuple[str, ...]:

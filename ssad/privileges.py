@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Giving up the rights that the daemon does not need (capabilities(7), prctl(2)).
 
-The daemon needs CAP_NET_ADMIN for two moments: to register with the module, and to make the
-receive buffer of its netlink socket large. After that it holds no capability at all.
+A worker needs CAP_NET_ADMIN for two moments: to register with the module, and to make the receive
+buffer of its netlink socket large. After that it holds no capability at all. The main process keeps
+this one, for the workers that it may have to start later; it talks to nobody.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import ctypes
 import os
 import pwd
 import resource
+import signal
 import struct
 from collections.abc import Iterable
 
 CAP_NET_ADMIN = 12
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_KEEPCAPS = 8
 _PR_SET_NO_NEW_PRIVS = 38
@@ -63,6 +66,17 @@ def keep_only_net_admin(user: str | None) -> None:
 def drop_all() -> None:
     """Give up CAP_NET_ADMIN as well. There is no way back."""
     _keep([])
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, or do so if it has ended already.
+
+    Must run after keep_only_net_admin(): whoever becomes another user is no longer killed
+    (PR_SET_PDEATHSIG in prctl(2)). drop_all() does not harm. The parent must have one thread only.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _find_user(user: str | None) -> pwd.struct_passwd:

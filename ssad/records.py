@@ -22,6 +22,23 @@ APPLICATION_DATA = 23
 
 _TYPES = range(CHANGE_CIPHER_SPEC, APPLICATION_DATA + 1)
 
+# RFC 9110, 9.3, RFC 5789 and RFC 9113, 3.4, as far as a record's header goes.
+_HTTP_METHODS = tuple(
+    line.encode("ascii")[:HEADER_LENGTH]
+    for line in (
+        "GET ",
+        "HEAD ",
+        "POST ",
+        "PUT ",
+        "DELETE ",
+        "CONNECT ",
+        "OPTIONS ",
+        "TRACE ",
+        "PATCH ",
+        "PRI ",
+    )
+)
+
 
 async def read_record(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bytes:
     """Read exactly one record from a nonblocking socket.
@@ -42,27 +59,34 @@ def body_length(header: bytes) -> int:
     return int.from_bytes(header[3:5])
 
 
-def fault(header: bytes) -> str:
-    """Say in a sentence what a record's header shows to be wrong, empty if it is all right."""
+def fault(header: bytes, peer: str = "peer") -> str:
+    """Say in a sentence what a record's header shows to be wrong, empty if it is all right.
+
+    `peer` is what the sentence calls who sent it.
+    """
     if header.startswith(b"HTTP/"):
-        return "The peer answered with plain HTTP, not with TLS; is the port number right?"
+        return f"The {peer} answered with plain HTTP, not with TLS; is the port number right?"
+    if header.startswith(_HTTP_METHODS):
+        return f"The {peer} spoke plain HTTP, not TLS; its address has to begin with https://."
     if header[0] not in _TYPES or header[1] != 3:
         shown = repr(header.decode("ascii")) if _is_text(header) else header.hex(" ")
-        return f"The peer answered with something other than TLS, beginning with {shown}."
+        return f"The {peer} sent something other than TLS, beginning with {shown}."
     if body_length(header) > BODY_MAX:
         return (
-            f"The peer sent a TLS record of {body_length(header)} bytes; "
+            f"The {peer} sent a TLS record of {body_length(header)} bytes; "
             f"at most {BODY_MAX} are allowed (RFC 8446, 5.2)."
         )
     return ""
 
 
-def last_record(flight: bytes) -> bytes:
-    """Return the last one of the whole records in a flight."""
-    start = 0
-    while (end := start + HEADER_LENGTH + body_length(flight[start:])) < len(flight):
-        start = end
-    return flight[start:]
+def split(flight: bytes) -> list[bytes]:
+    """Split what holds whole records and nothing else into them."""
+    found = []
+    while flight:
+        length = HEADER_LENGTH + body_length(flight)
+        found.append(flight[:length])
+        flight = flight[length:]
+    return found
 
 
 def _is_text(data: bytes) -> bool:

@@ -9,14 +9,18 @@ import logging
 import socket
 from collections.abc import Callable
 
-from ssad.address import parse_sockaddr
+from ssad.address import Address, parse_sockaddr
 from ssad.channel import Channel
-from ssad.connect import Connection, Connector
+from ssad.connect import Connector
+from ssad.connection import Connection, Establisher
+from ssad.context import ServerContexts, TicketContexts
 from ssad.errors import Refused
+from ssad.handshake import ServerHandshake
 from ssad.link import Link, LinkError, MessagesLost
+from ssad.listener import Bound, Listener
 from ssad.policy import Policy
 from ssad.state import Socket, Sockets
-from ssad.wire import TEXT_MAX, Attributes, Command, WireError, clip
+from ssad.wire import TEXT_MAX, Attributes, Command, Transport, WireError, clip
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +37,17 @@ _STOPPED = "ssad was stopped, which relayed this connection."
 class Server:
     """Answers the requests that come in over a link that is registered as the worker."""
 
-    def __init__(self, link: Link, policy: Policy) -> None:
+    def __init__(self, link: Link, policy: Policy, tickets: TicketContexts) -> None:
+        """`tickets` are shared by all workers of the daemon."""
         self._link = link
         self._policy = policy
+        self._tickets = tickets
         self._sockets = Sockets()
-        self._connector = Connector(policy)
+        self._establisher = Establisher(policy)
+        self._connector = Connector(policy, self._establisher)
         self._connects: set[asyncio.Task[None]] = set()
+        self._listeners: dict[int, Listener] = {}
+        self._accepting = Bound(policy.handshakes_total)
         self._channels: dict[int, tuple[Channel, asyncio.Task[None]]] = {}
         self._stopping = asyncio.Event()
         self._end_now = asyncio.Event()
@@ -48,6 +57,8 @@ class Server:
             Command.SETSOCKOPT: self._on_setsockopt,
             Command.GETSOCKOPT: self._on_getsockopt,
             Command.CONNECT: self._on_connect,
+            Command.LISTEN: self._on_listen,
+            Command.ROOM: self._on_room,
             Command.CLOSE: self._on_close,
         }
 
@@ -61,6 +72,8 @@ class Server:
         """Work until stop() is called."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._link.fileno(), self._read)
+        # Listening sockets that waited for a worker came together with the answer to REGISTER.
+        self._read_again()
         try:
             await self._stopping.wait()
             await self._wind_up()
@@ -69,6 +82,9 @@ class Server:
 
     async def _wind_up(self) -> None:
         under_way = self._connects | {task for _, task in self._channels.values()}
+        # TCP's backlog waits in the kernel for the next worker.
+        for listener in self._listeners.values():
+            under_way |= listener.close()
         if under_way:
             log.info("Stopping; %d connections have %g s to end.", len(under_way), _STOP_TIMEOUT)
             hurry = asyncio.create_task(self._end_now.wait())
@@ -115,6 +131,11 @@ class Server:
             answer = handler(attributes)
         except Refused as refused:
             answer = _failure(refused.errno, refused.text)
+        except LinkError as error:
+            if error.errno == errno.ENOENT:
+                return  # the program has given up
+            log.error("The module refused a part of %s: %s.", command.name, error.strerror)
+            answer = _failure(errno.ECANCELED, _INTERNAL_ERROR)
         except Exception:
             log.exception("Request %s failed.", command.name)
             answer = _failure(errno.ECANCELED, _INTERNAL_ERROR)
@@ -124,7 +145,9 @@ class Server:
     def _on_socket(self, asked: Attributes) -> Attributes:
         if self._stopping.is_set():
             raise Refused(errno.ECANCELED, _STOPPING)
-        self._sockets.add(Socket(asked["socket"], asked.get("pid", 0), asked.get("comm", "")))
+        self._sockets.add(
+            Socket(asked["socket"], asked.get("pid", 0), asked["uid"], asked.get("comm", ""))
+        )
         return {"error": 0}
 
     def _on_bind(self, asked: Attributes) -> Attributes:
@@ -163,9 +186,80 @@ class Server:
         sock = self._sockets.forget(socket_id)
         if sock is not None and sock.connecting is not None:
             sock.connecting.cancel()
+        if socket_id in self._listeners:
+            for task in self._listeners.pop(socket_id).close():
+                task.cancel()
         if socket_id in self._channels:
             channel, _ = self._channels[socket_id]
             channel.close_soon()
+
+    # --- listening --------------------------------------------------------------------------
+
+    def _on_listen(self, asked: Attributes) -> None:
+        sock = self._sockets.get(asked["socket"])
+        if self._stopping.is_set():
+            raise Refused(errno.ECANCELED, _STOPPING)
+        if sock.id in self._listeners:
+            raise Refused(errno.EALREADY, "This socket listens already.")
+        sock.settings.check_listen(self._policy)
+        contexts = ServerContexts(sock.settings, self._policy, self._tickets, sock.uid)
+        reply = self._ask(Command.ENDPOINT, {"request": asked["request"]})
+        endpoint = socket.socket(fileno=reply["fd"])
+        listener = Listener(
+            endpoint,
+            lambda: ServerHandshake(contexts),
+            self._establisher,
+            (Bound(self._policy.handshakes_per_listener), self._accepting),
+            lambda remote, found: self._deliver(sock, remote, found),
+        )
+        warnings = sock.settings.listen_warnings()
+        for warning in warnings:
+            log.warning("%s (process %d) listens: %s", sock.comm, sock.pid, warning)
+        answer: Attributes = {"error": 0}
+        if warnings:
+            answer["text"] = clip(" ".join(warnings), TEXT_MAX)
+        # The endpoint listens once the module has taken this.
+        if not self._complete(asked["request"], answer):
+            listener.close()
+            return
+        self._listeners[sock.id] = listener
+        listener.start()
+
+    def _on_room(self, asked: Attributes) -> None:
+        if asked["socket"] in self._listeners:
+            self._listeners[asked["socket"]].set_full(False)
+
+    def _deliver(self, sock: Socket, remote: Address, found: Connection | Refused) -> None:
+        """Tell the module how a handshake ended, and hand a connection over."""
+        if isinstance(found, Refused):
+            log.debug("%s (process %d) did not get %s: %s", sock.comm, sock.pid, remote, found)
+            why = _failure(found.errno, found.text)
+            why |= {"socket": sock.id, "remote_address": remote.as_sockaddr()}
+            self._tell(Command.ACCEPTED, why)
+            return
+        taken = self._offer(sock, found)
+        if not taken:
+            found.close()
+            return
+        if sock.id in self._listeners:
+            self._listeners[sock.id].set_full(taken["queued"] > taken["backlog"])
+        self._carry(taken["socket"], found)
+
+    def _offer(self, sock: Socket, connection: Connection) -> Attributes | None:
+        """Bring a connection to the module. Returns its answer, if it took it."""
+        answer: Attributes = {
+            "socket": sock.id,
+            "error": 0,
+            "endpoint_fd": connection.endpoint.fileno(),
+            **connection.attributes(connection.result.server_name),
+        }
+        try:
+            return self._ask(Command.ACCEPTED, answer)
+        except LinkError as error:
+            # ENOENT: the program has closed its listening socket.
+            if error.errno != errno.ENOENT:
+                log.error("The module did not take a connection: %s.", error.strerror)
+            return None
 
     # --- connecting -------------------------------------------------------------------------
 
@@ -214,24 +308,30 @@ class Server:
     def _hand_over(self, sock: Socket, request: int, connection: Connection) -> None:
         """Complete a connect that went well, and begin to relay if that is how it goes on."""
         answer: Attributes = {"error": 0, **connection.attributes(sock.settings.host_name)}
-        taken = self._complete(request, answer)
-        if connection.endpoint is None or connection.relay is None:
-            return
-        if not taken:
+        if connection.transport is Transport.KTLS:
+            connection.close()  # first, so that the program's is the only one
+            self._complete(request, answer)
+        elif self._complete(request, answer):
+            self._carry(sock.id, connection)
+        else:
+            connection.close()
+
+    def _carry(self, socket_id: int, connection: Connection) -> None:
+        """The module has taken a connection: let go of it, or relay for it."""
+        if connection.program is None or connection.relay is None:
             connection.close()
             return
-        if connection.program is not None:
-            connection.program.close()  # the module holds it now
-        self._start_channel(sock.id, connection, connection.endpoint, connection.relay)
+        connection.program.close()
 
-    def _start_channel(
-        self, socket_id: int, connection: Connection, endpoint: socket.socket, relay: socket.socket
-    ) -> None:
         async def on_end(number: int, text: str) -> None:
             self._end_stream(socket_id, number, text)
 
         channel = Channel(
-            connection.result.connection, endpoint, relay, on_end, self._policy.close_timeout
+            connection.result.connection,
+            connection.endpoint,
+            connection.relay,
+            on_end,
+            self._policy.close_timeout,
         )
         task = asyncio.create_task(self._relay(socket_id, channel, connection))
         self._channels[socket_id] = channel, task

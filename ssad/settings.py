@@ -9,22 +9,25 @@ import ipaddress
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import idna
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from OpenSSL import SSL
 
+from ssad import credentials
+from ssad.credentials import Identity
 from ssad.errors import Refused
+from ssad.identity import subject
 from ssad.policy import TLS_1_2, TLS_1_3, VERSION_NAMES, Policy
 from ssad.wire import HOST_NAME_MAX, TlsOption
 
 # RFC 7301, 3.1: a protocol name has 1 to 255 bytes, the whole list fits into 16 bits of length.
 ALPN_NAME_MAX = 255
 ALPN_LIST_MAX = 65535
+
+# Values of TLS_REQUEST_PEER_AUTH.
+AUTH_NONE, AUTH_OPTIONAL, AUTH_REQUIRED = range(3)
 
 # Underscores are no part of a host name, yet they occur in DNS, and certificates match them.
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
@@ -36,8 +39,9 @@ class Settings:
 
     host_name: str | None = None  # lower-case A-labels, or an IP address in canonical form
     trusted: bytes | None = None  # PEM
-    chain: bytes | None = None  # PEM, the socket's own certificate first
-    private_key: bytes | None = None  # PEM, the key of `chain`
+    identities: tuple[Identity, ...] = ()  # in the order in which they were set
+    pending_chain: bytes | None = field(default=None, repr=False)  # PEM; its key is to follow
+    request_peer_auth: int = AUTH_NONE
     alpn: tuple[str, ...] = ()
     version_min: int | None = None
     version_max: int | None = None
@@ -62,6 +66,8 @@ class Settings:
                 return (self.host_name or "").encode()
             case TlsOption.TLS_ALPN:
                 return ",".join(self.alpn).encode()
+            case TlsOption.TLS_REQUEST_PEER_AUTH:
+                return struct.pack("=I", self.request_peer_auth)
             case TlsOption.TLS_VERSION_MIN:
                 return struct.pack("=I", self.version_min or policy.version_min)
             case TlsOption.TLS_VERSION_MAX:
@@ -106,11 +112,30 @@ class Settings:
     def check(self, policy: Policy) -> None:
         """Check what can only be checked once all is set. Raises Refused with EINVAL."""
         self.versions(policy)
-        if self.chain is not None and self.private_key is None:
+        if self.pending_chain is not None:
             raise Refused(
                 errno.EINVAL,
                 "TLS_CERTIFICATE_CHAIN was set without its key; set TLS_PRIVATE_KEY after it.",
             )
+
+    def check_listen(self, policy: Policy) -> None:
+        """Check what listen() needs besides. Raises Refused with EINVAL."""
+        self.check(policy)
+        if not self.identities:
+            raise Refused(
+                errno.EINVAL,
+                "listen() needs a certificate: set TLS_CERTIFICATE_CHAIN and TLS_PRIVATE_KEY "
+                "before it.",
+            )
+
+    def listen_warnings(self) -> list[str]:
+        """Say in sentences why clients are likely to refuse the certificates, now or for lack of
+        an intermediate one.
+
+        That one is missing is taken for granted if a certificate comes alone and did not sign
+        itself: hardly any root issues servers' certificates directly.
+        """
+        return [warning for one in self.identities for warning in credentials.warnings(one)]
 
 
 def parse_host_name(name: str) -> str:
@@ -164,52 +189,20 @@ def _set_trusted(settings: Settings, value: bytes, policy: Policy) -> None:
 
 
 def _set_chain(settings: Settings, value: bytes, _policy: Policy) -> None:
-    option = TlsOption.TLS_CERTIFICATE_CHAIN
-    try:
-        if _is_pem(value):
-            chain = x509.load_pem_x509_certificates(value)
-        else:
-            chain = [x509.load_der_x509_certificate(value)]
-        chain[0].public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    if settings.pending_chain is not None:
+        before = x509.load_pem_x509_certificate(settings.pending_chain)
         raise _invalid(
-            f"{option.name} holds no PEM or DER certificate, or one that can't be read."
-        ) from error
-    settings.chain = b"".join(cert.public_bytes(serialization.Encoding.PEM) for cert in chain)
-    settings.private_key = None  # the one that was set belongs to another chain
+            "TLS_CERTIFICATE_CHAIN was set twice in a row; the key of the previous chain "
+            f"({subject(before)}) is missing. Set TLS_PRIVATE_KEY after each chain."
+        )
+    settings.pending_chain = credentials.load_chain(value)
 
 
 def _set_private_key(settings: Settings, value: bytes, _policy: Policy) -> None:
-    if settings.chain is None:
+    if settings.pending_chain is None:
         raise _invalid("TLS_PRIVATE_KEY needs its certificate: set TLS_CERTIFICATE_CHAIN first.")
-    key = _load_private_key(value)
-    certificate = x509.load_pem_x509_certificate(settings.chain)
-    if key.public_key() != certificate.public_key():
-        raise _invalid(
-            "TLS_PRIVATE_KEY is not the key of the certificate that was set with "
-            f"TLS_CERTIFICATE_CHAIN ({certificate.subject.rfc4514_string()})."
-        )
-    settings.private_key = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-
-
-def _load_private_key(value: bytes) -> PrivateKeyTypes:
-    try:
-        if _is_pem(value):
-            return serialization.load_pem_private_key(value, password=None)
-        return serialization.load_der_private_key(value, password=None)
-    except TypeError as error:
-        # How cryptography says that a password is wanted.
-        raise _invalid(
-            "TLS_PRIVATE_KEY is encrypted and there is no way to ask for its password; "
-            "decrypt it first (openssl pkey -in KEY -out PLAIN_KEY)."
-        ) from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        # The error's own text is left out: it could quote the key.
-        raise _invalid("TLS_PRIVATE_KEY holds no readable PEM or DER private key.") from error
+    settings.identities += (credentials.pair(settings.pending_chain, value),)
+    settings.pending_chain = None
 
 
 def _set_alpn(settings: Settings, value: bytes, _policy: Policy) -> None:
@@ -222,6 +215,16 @@ def _set_alpn(settings: Settings, value: bytes, _policy: Policy) -> None:
     if sum(len(name) + 1 for name in names) > ALPN_LIST_MAX:
         raise _invalid("TLS_ALPN holds more protocol names than a ClientHello can carry.")
     settings.alpn = names
+
+
+def _set_request_peer_auth(settings: Settings, value: bytes, _policy: Policy) -> None:
+    level = int(struct.unpack("=I", value)[0]) if len(value) == 4 else None
+    if level not in {AUTH_NONE, AUTH_OPTIONAL, AUTH_REQUIRED}:
+        raise _invalid(
+            "TLS_REQUEST_PEER_AUTH wants an int: 0 for no client certificate, 1 for an optional "
+            "one, 2 for a required one."
+        )
+    settings.request_peer_auth = level
 
 
 def _set_version_min(settings: Settings, value: bytes, policy: Policy) -> None:
@@ -323,10 +326,6 @@ def _show(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def _is_pem(value: bytes) -> bool:
-    return b"-----BEGIN " in value
-
-
 def _invalid(text: str) -> Refused:
     return Refused(errno.EINVAL, text)
 
@@ -337,6 +336,7 @@ _SETTERS: dict[TlsOption, Callable[[Settings, bytes, Policy], None]] = {
     TlsOption.TLS_CERTIFICATE_CHAIN: _set_chain,
     TlsOption.TLS_PRIVATE_KEY: _set_private_key,
     TlsOption.TLS_ALPN: _set_alpn,
+    TlsOption.TLS_REQUEST_PEER_AUTH: _set_request_peer_auth,
     TlsOption.TLS_VERSION_MIN: _set_version_min,
     TlsOption.TLS_VERSION_MAX: _set_version_max,
     TlsOption.TLS_TRUSTED_CIPHERS: _set_trusted_ciphers,

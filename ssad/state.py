@@ -42,10 +42,12 @@ class Value:
 
 @dataclass(slots=True, eq=False)
 class Socket:
-    """A program's TLS socket, from its creation until its connect has been completed."""
+    """A program's TLS socket, from its creation until its connect has been completed, or, if it
+    listens, until it is closed."""
 
     id: int
     pid: int
+    uid: int
     comm: str
     settings: Settings = field(default_factory=Settings)
     connecting: asyncio.Task[None] | None = None

@@ -16,10 +16,11 @@ _PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 @dataclass(slots=True)
 class Worker:
-    """A daemon that is registered with the module."""
+    """A process of the daemon that is registered with the module."""
 
     pid: int
     pending: int  # requests that it has not completed yet
+    sockets: int  # TLS sockets that it serves
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class Report:
     module_version: str | None = None  # None: not loaded
     sockets: int = 0
     ktls: bool = False
+    daemon: int | None = None  # pid of its main process; None: not running
     workers: list[Worker] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -57,12 +59,14 @@ class Report:
     def as_text(self) -> str:
         """Return what to print for people."""
         workers = ", ".join(
-            f"pid {worker.pid}, pending requests: {worker.pending}" for worker in self.workers
+            f"{worker.pid} (pending requests: {worker.pending}, sockets: {worker.sockets})"
+            for worker in self.workers
         )
+        daemon = "not running" if self.daemon is None else f"pid {self.daemon}, workers: {workers}"
         module_state = f"version {self.module_version}" if self.module_version else "not loaded"
         lines = [
             f"module       {module_state}",
-            f"daemon       {workers or 'not running'}",
+            f"daemon       {daemon}",
             f"sockets      {self.sockets}",
             f"kernel TLS   {'available' if self.ktls else 'not available'}",
             f"trust store  {self.trust_store}, certificates: {self.certificates}",
@@ -92,8 +96,13 @@ def _inspect_module(report: Report) -> None:
         workers = link.dump(Command.WORKER_GET)
     report.module_version = found.get("module_version", "unknown")
     report.sockets = found.get("sockets", 0)
-    report.workers = [Worker(worker.get("pid", 0), worker.get("pending", 0)) for worker in workers]
-    if not report.workers:
+    report.workers = [
+        Worker(worker.get("pid", 0), worker.get("pending", 0), worker.get("sockets", 0))
+        for worker in sorted(workers, key=lambda worker: worker.get("pid", 0))
+    ]
+    if workers:
+        report.daemon = workers[0].get("daemon", 0)
+    else:
         report.problems.append(
             Problem(
                 Exit.NOT_RUNNING,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from typing import Literal
 
 from cryptography import x509
 from OpenSSL.SSL import X509VerificationCodes as Code
@@ -65,8 +66,8 @@ _SENTENCES = {
     Code.ERR_INVALID_NON_CA: _NO_AUTHORITY,
     Code.ERR_KEYUSAGE_NO_CERTSIGN: _NO_AUTHORITY,
     Code.ERR_INVALID_PURPOSE: (
-        "The certificate of {subject} is not for TLS servers ({usages}); the policy wants "
-        "the key usage digitalSignature and the extended key usage serverAuth."
+        "The certificate of {subject} is not for TLS {peer}s ({usages}); the policy wants "
+        "the key usage digitalSignature and the extended key usage {peer}Auth."
     ),
     Code.ERR_PERMITTED_VIOLATION: _NAME_CONSTRAINTS,
     Code.ERR_EXCLUDED_VIOLATION: _NAME_CONSTRAINTS,
@@ -102,8 +103,9 @@ class Fault:
     certificate: x509.Certificate
 
 
-def sentence(fault: Fault, trust: str) -> str:
-    """Say why a chain was refused. `trust` is where trusted certificates come from."""
+def sentence(fault: Fault, trust: str, peer: Literal["server", "client"] = "server") -> str:
+    """Say why a chain was refused. `trust` is where trusted certificates come from, `peer` what
+    the one is that showed it."""
     certificate = fault.certificate
     return _SENTENCES.get(fault.code, _OTHER).format(
         subject=subject(certificate),
@@ -112,6 +114,7 @@ def sentence(fault: Fault, trust: str) -> str:
         last=_time(certificate.not_valid_after_utc),
         usages=_usages(certificate),
         trust=trust,
+        peer=peer,
         code=fault.code,
         depth=fault.depth,
     )

@@ -78,7 +78,7 @@ def table(sockets: Iterable[Attributes]) -> str:
 
 def _row(attributes: Attributes) -> tuple[str, ...]:
     return (
-        attributes["state"].name.lower(),
+        _state(attributes),
         _transport(attributes),
         _address(attributes, "local_address"),
         _address(attributes, "remote_address"),
@@ -90,6 +90,13 @@ def _row(attributes: Attributes) -> tuple[str, ...]:
         str(attributes.get("pid", _NONE)),
         printable(attributes.get("comm", "")) or _NONE,
     )
+
+
+def _state(attributes: Attributes) -> str:
+    name = attributes["state"].name.lower()
+    if "backlog" in attributes:  # as ss shows it: how many wait for accept(), and how many may
+        return f"{name} {attributes.get('queued', 0)}/{attributes['backlog']}"
+    return name
 
 
 def show_json(link: Link) -> None:
@@ -135,7 +142,7 @@ def show_table(link: Link) -> None:
                 live.update(live_table(rows, console.height), refresh=True)
 
 
-_STYLES = {"connected": "green", "refused": "red", "closed": "dim"}
+_STYLES = {"connected": "green", "accepted": "green", "refused": "red", "closed": "dim"}
 
 
 def live_table(rows: Iterable[tuple[str, ...]], height: int) -> Table:
@@ -165,11 +172,13 @@ def cells(event: Attributes) -> tuple[str, ...]:
 
 def _details(event: Attributes) -> list[str]:
     match event["event"]:
-        case EventKind.CONNECTED:
+        case EventKind.CONNECTED | EventKind.ACCEPTED:
             return [_version(event), event.get("cipher", ""), _transport(event)]
         case EventKind.REFUSED:
             number = event.get("error", 0)
             return [printable(event.get("text", "")) or os.strerror(number)]
+        case EventKind.LISTENING:
+            return [f"on {_address(event, 'local_address')}, backlog {event.get('backlog', 0)}"]
         case EventKind.CLOSED:
             sent, received = event.get("bytes_sent", 0), event.get("bytes_received", 0)
             return [f"{sent} bytes sent, {received} received"]

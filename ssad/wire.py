@@ -50,6 +50,9 @@ class Command(IntEnum):
     CONNECT = 12
     CLOSE = 13
     NOTIFY = 14
+    ACCEPTED = 15
+    LISTEN = 16
+    ROOM = 17
 
 
 class Attribute(IntEnum):
@@ -88,6 +91,10 @@ class Attribute(IntEnum):
     MODULE_VERSION = 31
     SOCKETS = 32
     PENDING = 33
+    DAEMON = 34
+    BACKLOG = 35
+    QUEUED = 36
+    ENDPOINT_FD = 37
 
 
 class SocketState(IntEnum):
@@ -116,6 +123,8 @@ class EventKind(IntEnum):
     CONNECTED = 1
     REFUSED = 2
     CLOSED = 3
+    LISTENING = 4
+    ACCEPTED = 5
 
 
 class TlsOption(IntEnum):
@@ -187,6 +196,10 @@ class Attributes(TypedDict, total=False):
     module_version: str
     sockets: int
     pending: int
+    daemon: int
+    backlog: int
+    queued: int
+    endpoint_fd: int
 
 
 class WireError(ValueError):
@@ -239,13 +252,17 @@ _RULES: Final = (
     _Rule(31, "module_version", "string", 0, 65530),
     _Rule(32, "sockets", "u32", 0, 4294967295),
     _Rule(33, "pending", "u32", 0, 4294967295),
+    _Rule(34, "daemon", "u32", 0, 4294967295),
+    _Rule(35, "backlog", "u32", 0, 4294967295),
+    _Rule(36, "queued", "u32", 0, 4294967295),
+    _Rule(37, "endpoint_fd", "s32", 0, 2147483647),
 )
 _BY_NAME: Final = {rule.name: rule for rule in _RULES}
 _BY_NUMBER: Final = {rule.number: rule for rule in _RULES}
 
 # Attributes that a command may carry, in either direction.
 _CARRIED: Final[dict[Command, frozenset[str]]] = {
-    Command.REGISTER: frozenset({"module_version"}),
+    Command.REGISTER: frozenset({"daemon", "module_version"}),
     Command.ENDPOINT: frozenset({"request", "fd"}),
     Command.COMPLETE: frozenset(
         {
@@ -266,7 +283,7 @@ _CARRIED: Final[dict[Command, frozenset[str]]] = {
     ),
     Command.END_OF_STREAM: frozenset({"socket", "error", "text"}),
     Command.MODULE_GET: frozenset({"module_version", "sockets"}),
-    Command.WORKER_GET: frozenset({"pid", "pending"}),
+    Command.WORKER_GET: frozenset({"pid", "pending", "daemon", "sockets"}),
     Command.SOCKET_GET: frozenset(
         {
             "socket",
@@ -288,6 +305,8 @@ _CARRIED: Final[dict[Command, frozenset[str]]] = {
             "bytes_received",
             "error",
             "text",
+            "queued",
+            "backlog",
         }
     ),
     Command.SOCKET: frozenset(
@@ -322,8 +341,32 @@ _CARRIED: Final[dict[Command, frozenset[str]]] = {
             "bytes_received",
             "error",
             "text",
+            "queued",
+            "backlog",
         }
     ),
+    Command.ACCEPTED: frozenset(
+        {
+            "socket",
+            "error",
+            "text",
+            "remote_address",
+            "endpoint_fd",
+            "transport",
+            "fd",
+            "version",
+            "cipher",
+            "alpn",
+            "host_name",
+            "peer_identity",
+            "peer_chain",
+            "resumed",
+            "queued",
+            "backlog",
+        }
+    ),
+    Command.LISTEN: frozenset({"request", "socket", "local_address", "backlog"}),
+    Command.ROOM: frozenset({"socket"}),
 }
 
 # struct genlmsghdr and struct nlattr; both are in the machine's byte order.

@@ -50,4 +50,8 @@ class SsaMessage(genlmsg):  # type: ignore[misc, unused-ignore]
         ("SSA_A_MODULE_VERSION", "asciiz"),
         ("SSA_A_SOCKETS", "uint32"),
         ("SSA_A_PENDING", "uint32"),
+        ("SSA_A_DAEMON", "uint32"),
+        ("SSA_A_BACKLOG", "uint32"),
+        ("SSA_A_QUEUED", "uint32"),
+        ("SSA_A_ENDPOINT_FD", "int32"),
     )

@@ -13,7 +13,7 @@ linux-image-amd64 linux-headers-amd64 linux-image-6.12-amd64 linux-headers-6.12-
 qemu-system-x86 busybox-static file
 gcc g++ make libc6-dev libssl-dev linux-libc-dev sparse shellcheck perl linux-source-6.12 xz-utils
 python3 python3-venv
-nginx-light openssl gnutls-bin socat stunnel4 curl ca-certificates
+nginx-light openssl gnutls-bin socat stunnel4 curl wget nodejs ca-certificates
 iproute2 kmod procps strace util-linux zstd
 "
 

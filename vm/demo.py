@@ -17,7 +17,7 @@ from tests.peers import pki, servers
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PORT, WRONG_PORT = 443, 8443
+PORT, WRONG_PORT, SERVER_PORT = 443, 8443, 4443
 # More than a pipe and a client's buffer hold: a client whose output is not read stays connected.
 PAGE = b"<p>This page came over TLS.</p>\n" * 8192
 
@@ -55,6 +55,7 @@ def show(directory: Path) -> None:
         with monitor(directory) as events:
             clients(directory)
             refusal()
+            server(certificates, directory / "site")
         heading("What ssad monitor has seen meanwhile")
         show_events(events)
         run("ssad stop")
@@ -106,6 +107,24 @@ def refusal() -> None:
     run(f"examples/client.py {pki.HOST} {WRONG_PORT}", expect=pki.OTHER_HOST, status=1)
 
 
+def server(certificates: pki.Pki, site: Path) -> None:
+    """Serve a page with Python's own server, and have curl fetch it."""
+    heading("Python's own http.server serves TLS, with nothing changed but its socket")
+    site.mkdir()
+    (site / "index.html").write_text("<p>This page was served by a TLS socket.</p>\n")
+    run("sed -n '/^class/,$p' examples/server.py")
+    identity = certificates.ecdsa
+    program = ROOT / "examples/server.py"
+    command = [str(program), str(SERVER_PORT), str(identity.chain), str(identity.key)]
+    echo(shlex.join(command), in_background=True)
+    url = f"https://{pki.HOST}:{SERVER_PORT}/"
+    with servers.running(command, [SERVER_PORT], site.parent / "server.log", cwd=site):
+        run("ssad ls", expect="listening")
+        run(f"curl --silent --show-error --cacert {certificates.root} {url}", expect="TLS socket")
+        heading("A client that does not trust the server leaves; http.server never hears of it")
+        run(f"curl --silent --show-error {url}", expect="certificate", status=60)
+
+
 @contextmanager
 def nginx(certificates: pki.Pki, directory: Path) -> Iterator[None]:
     """Run nginx: a good server on one port, and one with another host's certificate."""
@@ -155,7 +174,7 @@ def monitor(directory: Path) -> Iterator[Path]:
 def show_events(events: Path) -> None:
     """Print what ssad monitor has written about the clients."""
     lines = events.read_text().splitlines()
-    for word in ("opened", "connected", "refused", "closed"):
+    for word in ("opened", "connected", "refused", "closed", "listening", "accepted"):
         if not any(word in line for line in lines):
             raise NotAsShownError(f"ssad monitor was to print that something was {word}.")
     echo("ssad monitor")

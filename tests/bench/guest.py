@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ssad.link import Link
+from ssad.wire import Command
 from tests.bench.plan import CHANNEL, COLUMNS, KTLS, ROWS, Certificate, Column, Row
 from tests.peers import pki
 
@@ -133,7 +135,7 @@ class Bench:
         with self._process("peer", command) as process:
             if process.stdout is None or process.stdout.readline() != "ready\n":
                 raise BenchError("The server did not start (see above).")
-            _keep_in_memory(process)
+            _keep_in_memory(process.pid)
             yield
 
     @contextlib.contextmanager
@@ -152,7 +154,7 @@ class Bench:
         config.write_text("foreground = yes\ndebug = warning\npid =\n" + "".join(services))
         with self._process("stunnel", ["stunnel4", str(config)]) as process:
             _await(process, lambda: all(map(_listens, STUNNEL_PORTS.values())))
-            _keep_in_memory(process)
+            _keep_in_memory(process.pid)
             yield
 
     @contextlib.contextmanager
@@ -160,12 +162,14 @@ class Bench:
         command = [sys.executable, "-m", "ssad"]
         if profile is not None:
             command = [sys.executable, "-m", "tests.bench.profiler", str(profile)]
-        command += ["start", "--foreground", "--transport", transport]
+        command += ["start", "--foreground", "--workers", "1", "--transport", transport]
         command += ["--handshake-timeout", "3600", "--log-level", "warning"]
         command += ["--trust-store", str(self._pki.root)]
         with self._process("daemon", command) as process:
             _await(process, _worker_is_registered)
-            _keep_in_memory(process)
+            # The main process only waits.
+            self._pids["daemon"] = _worker_pid()
+            _keep_in_memory(self._pids["daemon"])
             yield
 
     @contextlib.contextmanager
@@ -189,9 +193,9 @@ def _stop_the_clocks() -> None:
         Path(f"/sys/module/ssa/parameters/{name}").write_text("86400000")
 
 
-def _keep_in_memory(process: subprocess.Popen[str]) -> None:
+def _keep_in_memory(pid: int) -> None:
     """Read the files that a process has mapped, so that it need not wait for the host again."""
-    for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         path = Path(line[73:])
         if path.is_file():
             path.read_bytes()
@@ -229,6 +233,12 @@ def _worker_is_registered() -> bool:
             raise
         return False
     return True
+
+
+def _worker_pid() -> int:
+    with Link() as link:
+        (worker,) = link.dump(Command.WORKER_GET)
+    return worker["pid"]
 
 
 def _await(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:

@@ -103,6 +103,6 @@ def test_a_bound_that_a_policy_cannot_hold_gets_a_range_of_its_own(generator: Ge
 
 def test_a_command_without_attributes_has_no_policy_so_that_the_kernel_refuses_any() -> None:
     tables = (ROOT / "kmod/genl.c").read_text(encoding="utf-8")
-    entry = tables.split(".cmd = SSA_CMD_REGISTER,")[1].split("}")[0]
+    entry = tables.split(".cmd = SSA_CMD_MODULE_GET,")[1].split("}")[0]
     assert ".policy" not in entry
     assert ".maxattr" not in entry

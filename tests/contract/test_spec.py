@@ -14,13 +14,13 @@ LAST_ATTRIBUTE = "        doc: Number of requests that wait for a completion.\n"
 
 MISTAKES = {
     "unknown attribute of an operation": (
-        "reply: {attributes: [pid, pending]}",
-        "reply: {attributes: [pid, pendign]}",
+        "reply: {attributes: [pid, pending, daemon, sockets]}",
+        "reply: {attributes: [pid, pendign, daemon, sockets]}",
         "operations/list[worker-get]/dump/reply: attribute 'pendign' is not defined",
     ),
     "attribute listed twice": (
-        "reply: {attributes: [pid, pending]}",
-        "reply: {attributes: [pid, pid]}",
+        "reply: {attributes: [pid, pending, daemon, sockets]}",
+        "reply: {attributes: [pid, pid, daemon, sockets]}",
         "attribute 'pid' is listed twice",
     ),
     "attribute name used twice": (
@@ -54,8 +54,8 @@ MISTAKES = {
         "attributes[peer-chain]: unknown key multi-attribute; known here: checks, doc, enum",
     ),
     "unknown check": (
-        "checks: {min: 0}",
-        "checks: {minimum: 0}",
+        "checks: {min: 0}\n        doc: File descriptor in the daemon.",
+        "checks: {minimum: 0}\n        doc: File descriptor in the daemon.",
         "attributes[fd]/checks: unknown key minimum; known here: max, min",
     ),
     "key written twice": (
@@ -94,9 +94,9 @@ MISTAKES = {
         "min 4096 is greater than max 4095",
     ),
     "operation that is neither asked nor told": (
-        "      event:\n        attributes: [socket]\n",
-        "",
-        "operations/list[close]: do, dump or event is missing",
+        "      event:\n        attributes: [socket]\n\nmcast-groups:",
+        "\nmcast-groups:",
+        "operations/list[room]: do, dump or event is missing",
     ),
     "unknown flag": (
         "flags: [admin-perm]\n      do:",

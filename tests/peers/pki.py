@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A private PKI: good server certificates, and one of every kind that a client must refuse.
+"""A private PKI: good certificates of servers and clients, and one of every kind that must be
+refused.
 
 `python -m tests.peers.pki DIRECTORY` writes it all as PEM files. Making it costs one RSA and a few
 elliptic-curve keys: the certificates differ, the keys are shared, so that it is quick even in an
@@ -28,6 +29,11 @@ ALIAS = "www.server.test"
 OTHER_HOST = "other.test"
 ADDRESSES = ("127.0.0.1", "::1")
 OTHER_ADDRESS = "192.0.2.1"  # RFC 5737: no host has it
+# Names that one server has besides HOST, each with a certificate and a key of its own.
+SITE = "site.test"
+WILD = "*.wild.test"
+CLIENT = "client.test"
+PASSWORD = b"password"
 
 _PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
@@ -44,7 +50,8 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Pki:
-    """A directory of identities. Every attribute but `root` and `unknown_root` is a server's."""
+    """A directory of identities. Those whose names begin with `client` and `encrypted_key` apart,
+    every identity is a server's; `client_only` is shown by a server too."""
 
     directory: Path
 
@@ -115,8 +122,57 @@ class Pki:
         """Key usage cRLSign only."""
         return self._identity("wrong_key_usage")
 
-    def _identity(self, name: str) -> Identity:
-        key = "rsa" if name == "rsa" else "ecdsa"
+    @property
+    def site(self) -> Identity:
+        """ECDSA P-256, valid for SITE only."""
+        return self._identity("site", "site")
+
+    @property
+    def site_rsa(self) -> Identity:
+        """RSA-2048, valid for SITE only."""
+        return self._identity("site_rsa", "rsa")
+
+    @property
+    def wild(self) -> Identity:
+        """ECDSA P-256, valid for WILD only."""
+        return self._identity("wild", "wild")
+
+    @property
+    def wrong_order(self) -> Identity:
+        """A good chain whose file begins with the issuer."""
+        return self._identity("wrong_order")
+
+    @property
+    def mismatching_key(self) -> Identity:
+        """A good chain with the key of another one."""
+        return Identity(self.ecdsa.chain, self.rsa.key)
+
+    @property
+    def encrypted_key(self) -> Identity:
+        """A good chain whose key wants PASSWORD."""
+        return self._identity("ecdsa", "encrypted")
+
+    @property
+    def client(self) -> Identity:
+        """A good client: CN=CLIENT, extended key usage clientAuth."""
+        return self._identity("client", "client")
+
+    @property
+    def client_expired(self) -> Identity:
+        return self._identity("client_expired", "client")
+
+    @property
+    def client_unknown_ca(self) -> Identity:
+        """A good client below `unknown_root`."""
+        return self._identity("client_unknown_ca", "client")
+
+    @property
+    def client_not_for_clients(self) -> Identity:
+        """Extended key usage serverAuth only."""
+        return self._identity("client_not_for_clients", "client")
+
+    def _identity(self, name: str, key: str | None = None) -> Identity:
+        key = key or ("rsa" if name == "rsa" else "ecdsa")
         return Identity(self.directory / f"{name}.pem", self.directory / f"{key}.key")
 
 
@@ -191,8 +247,52 @@ def create(directory: Path) -> Pki:
         _leaf(ecdsa_key, intermediate, now, usage=_key_usage(crl_sign=True)),
         above,
     )
+    _write_chain(directory / "wrong_order.pem", [above, good])
+    _write_key(directory / "encrypted.key", ecdsa_key, PASSWORD)
+    for name, names in (("site", [SITE]), ("wild", [WILD])):
+        key = ec.generate_private_key(ec.SECP256R1())
+        _write_key(directory / f"{name}.key", key)
+        write(
+            name, _leaf(key, intermediate, now, common_name=name, names=names, addresses=[]), above
+        )
+    site_rsa = _leaf(rsa_key, intermediate, now, common_name="site", names=[SITE], addresses=[])
+    write("site_rsa", site_rsa, above)
+    _create_clients(directory, intermediate, unknown_root, now)
     complete.touch()
     return pki
+
+
+def _create_clients(
+    directory: Path, intermediate: _Authority, unknown_root: _Authority, now: dt.datetime
+) -> None:
+    """Write the identities of clients, which share a key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    _write_key(directory / "client.key", key)
+
+    def write(
+        name: str,
+        issuer: _Authority,
+        *,
+        days: tuple[int, int] = (-1, 365),
+        purpose: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH,
+    ) -> None:
+        certificate = _leaf(
+            key,
+            issuer,
+            now,
+            common_name=CLIENT,
+            names=[CLIENT],
+            addresses=[],
+            first=now + days[0] * _DAY,
+            last=now + days[1] * _DAY,
+            purpose=purpose,
+        )
+        _write_chain(directory / f"{name}.pem", [certificate, issuer.certificate])
+
+    write("client", intermediate)
+    write("client_expired", intermediate, days=(-20, -10))
+    write("client_unknown_ca", unknown_root)
+    write("client_not_for_clients", intermediate, purpose=ExtendedKeyUsageOID.SERVER_AUTH)
 
 
 def _authority(name: str, issuer: _Authority | None, now: dt.datetime) -> _Authority:
@@ -276,14 +376,13 @@ def _write_chain(path: Path, chain: Sequence[x509.Certificate]) -> None:
     path.write_bytes(b"".join(c.public_bytes(serialization.Encoding.PEM) for c in chain))
 
 
-def _write_key(path: Path, key: _PrivateKey) -> None:
+def _write_key(path: Path, key: _PrivateKey, password: bytes | None = None) -> None:
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if password is not None:
+        encryption = serialization.BestAvailableEncryption(password)
     path.touch(mode=0o600)
     path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
     )
 
 

@@ -194,12 +194,14 @@ def gnutls(
 def stunnel(
     identity: Identity,
     directory: Path,
+    echo: Path,
     *,
     address: str = "127.0.0.1",
     version: Version | None = None,
 ) -> Iterator[Server]:
-    """Run stunnel with a `cat` behind every connection: it echoes each byte, to many at once."""
+    """Run stunnel in front of `echo` (echo.c): it echoes each byte, to many at once."""
     port = free_port(address)
+    plain_port = free_port()
     config = directory / "stunnel.conf"
     log = directory / "stunnel.log"
     accept = f"{address}:{port}"
@@ -212,13 +214,15 @@ def stunnel(
         accept = {accept}
         cert = {identity.chain}
         key = {identity.key}
-        exec = /bin/cat
-        execArgs = cat
+        connect = 127.0.0.1:{plain_port}
         TIMEOUTclose = 5
         """
         + (f"sslVersion = {version}\n" if version else "")
     )
-    with running(["stunnel4", config], [port], log) as process:
+    with (
+        running([echo, str(plain_port)], [plain_port], log),
+        running(["stunnel4", config], [port], log) as process,
+    ):
         yield Server(address, port, process)
 
 

@@ -63,7 +63,7 @@ def pki(directory: Path) -> Pki:
 def clients(directory: Path) -> Path:
     """Find the C clients, built by `make -C tests/peers` before the guest was booted."""
     built = Path(__file__).parents[2] / "build/peers"
-    if not (built / "storm").exists():
+    if not (built / "echo").exists():
         built = directory / "clients"
         subprocess.run(
             ["make", "-s", "-C", Path(__file__).parents[1] / "peers", f"O={built}"], check=True
@@ -82,11 +82,11 @@ def web(pki: Pki, directory: Path) -> Iterator[servers.Nginx]:
 
 
 @pytest.fixture(scope="session")
-def echo_server(pki: Pki, directory: Path) -> Iterator[servers.Server]:
+def echo_server(pki: Pki, directory: Path, clients: Path) -> Iterator[servers.Server]:
     """Run a server that echoes each byte, to many clients at once."""
     place = directory / "stunnel"
     place.mkdir()
-    with servers.stunnel(pki.ecdsa, place) as server:
+    with servers.stunnel(pki.ecdsa, place, clients / "echo") as server:
         yield server
 
 

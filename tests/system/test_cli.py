@@ -18,6 +18,7 @@ from ssad import daemon as _daemon  # noqa: F401 -- imported while it can be rea
 from ssad import watch as _watch  # noqa: F401
 from ssad.cli import main
 from ssad.exits import Exit
+from ssad.privileges import CAP_NET_ADMIN
 from tests.peers import hostile
 from tests.peers.hostile import serving
 from tests.peers.pki import HOST
@@ -82,7 +83,8 @@ class TestStatus:
         assert run.returncode == Exit.DONE, run.stdout
         assert f"pid {daemon.pid}" in run.stdout
         found = ssad_json("status", "--trust-store", str(pki.root))
-        assert found["workers"] == [{"pid": daemon.pid, "pending": 0}]
+        assert found["daemon"] == daemon.pid
+        assert found["workers"] == [{"pid": daemon.worker_pid, "pending": 0, "sockets": 0}]
         assert found["sockets"] == 0
         assert found["ktls"] is True
         assert found["problems"] == []
@@ -247,17 +249,18 @@ class TestStartAndStop:
     """ssad start and ssad stop."""
 
     def test_it_does_not_start_twice(self, daemon: Daemon) -> None:
+        worker = daemon.worker_pid
         run = subprocess.run(daemon.command(), check=False, capture_output=True, text=True)
         assert run.returncode == Exit.RUNNING_ALREADY
         assert f"pid {daemon.pid}" in run.stderr
-        assert [worker["pid"] for worker in workers()] == [daemon.pid]
+        assert [found["pid"] for found in workers()] == [worker]
 
     @pytest.mark.usefixtures("no_daemon")
     def test_it_starts_in_the_background_and_stops(self, pki: Pki) -> None:
         run = ssad("start", "--trust-store", str(pki.root), "--json")
         assert run.returncode == Exit.DONE, run.stderr
         pid = json.loads(run.stdout)["pid"]
-        assert [worker["pid"] for worker in workers()] == [pid]
+        assert [worker["daemon"] for worker in workers()] == [pid] * len(os.sched_getaffinity(0))
         with tls_socket():
             pass
         assert ssad("stop").returncode == Exit.DONE
@@ -291,15 +294,17 @@ class TestStartAndStop:
         assert workers() == []
 
     def test_it_runs_without_rights(self, daemon: Daemon) -> None:
-        status = dict(
-            line.split(":\t", 1)
-            for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
-        )
-        assert "0" not in status["Uid"].split()
-        assert int(status["CapEff"], 16) == 0
-        assert int(status["CapPrm"], 16) == 0
-        assert status["NoNewPrivs"] == "1"
-        assert status["Groups"].strip() in ("", str(NOBODY))
+        # The main process has to give its workers what they need to register.
+        for pid, rights in ((daemon.worker_pid, 0), (daemon.pid, 1 << CAP_NET_ADMIN)):
+            status = dict(
+                line.split(":\t", 1)
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            )
+            assert "0" not in status["Uid"].split()
+            assert int(status["CapEff"], 16) == rights
+            assert int(status["CapPrm"], 16) == rights
+            assert status["NoNewPrivs"] == "1"
+            assert status["Groups"].strip() in ("", str(NOBODY))
 
     def test_stopping_lets_a_channel_finish(self, any_daemon: Daemon, echo_server: Server) -> None:
         any_daemon.ensure("channel")

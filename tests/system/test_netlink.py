@@ -165,18 +165,23 @@ def drain(netlink: socket.socket) -> None:
                 raise
 
 
+# The main process of the daemon that a worker of ours belongs to.
+MAIN = u32(Attribute.DAEMON, os.getpid())
+
+
 @pytest.mark.usefixtures("daemon")
 class TestUnauthorised:
     """Messages from those who may not send them."""
 
     def test_a_second_worker(self, raw: Raw) -> None:
-        check(raw.request(Command.REGISTER), errno.EBUSY, "registered")
+        check(raw.request(Command.REGISTER, MAIN), errno.EBUSY, "registered")
+        check(raw.request(Command.REGISTER), errno.EINVAL, "daemon is missing")
 
     @pytest.mark.usefixtures("no_daemon")
     def test_a_worker_without_rights(self) -> None:
         def register() -> None:
             with Raw() as own:
-                assert own.request(Command.REGISTER).error == errno.EPERM
+                assert own.request(Command.REGISTER, MAIN).error == errno.EPERM
 
         assert in_child(register, user=NOBODY) == 0
 
@@ -246,7 +251,7 @@ class Worker:
 
     def __init__(self, raw: Raw) -> None:
         self.raw = raw
-        answer = raw.request(Command.REGISTER)
+        answer = raw.request(Command.REGISTER, MAIN)
         assert answer.error == 0, str(answer)
 
     def next(self, command: Command) -> tuple[int, dict[int, bytes]]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from OpenSSL import SSL
 
-from ssad import records
 from ssad.errors import HandshakeError
 from ssad.handshake import ClientHandshake, Result
 from ssad.policy import Policy
+from ssad.records import split
 from ssad.settings import Settings
 from tests.peers.pki import HOST
 
@@ -93,16 +93,6 @@ class MemoryServer:
     def _note(self, _connection: SSL.Connection, where: int, code: int) -> None:
         if where & SSL.SSL_CB_ALERT and where & SSL.SSL_CB_READ:
             self.alert = code & 0xFF
-
-
-def split(data: bytes) -> list[bytes]:
-    """Split whole records."""
-    found = []
-    while data:
-        length = records.HEADER_LENGTH + records.body_length(data)
-        found.append(data[:length])
-        data = data[length:]
-    return found
 
 
 def start(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ssad import cli, link, module
+from ssad import cli, daemon, link, module
 from ssad.cli import main
 from ssad.exits import Exit
 from ssad.wire import Attributes, Command, SocketState, Transport
@@ -50,6 +51,10 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
+def worker(pid: int, *, daemon: int = 77, pending: int = 0, sockets: int = 0) -> Attributes:
+    return {"pid": pid, "pending": pending, "daemon": daemon, "sockets": sockets}
+
+
 def sockaddr(text: str, port: int) -> bytes:
     if ":" in text:
         packed = socket.inet_pton(socket.AF_INET6, text)
@@ -70,12 +75,15 @@ def test_without_the_module_every_command_says_how_to_get_it(command: str) -> No
 
 
 def test_status_is_fine_when_all_is_there(kernel: Kernel, pki: Pki) -> None:
-    kernel.dumps[Command.WORKER_GET] = [{"pid": 77, "pending": 2}]
+    kernel.dumps[Command.WORKER_GET] = [worker(79), worker(78, pending=2, sockets=1)]
     result = run("status", "--trust-store", str(pki.root))
     assert result.exit_code == Exit.DONE
     assert result.output.splitlines() == [
         "module       version 1.2",
-        "daemon       pid 77, pending requests: 2",
+        (
+            "daemon       pid 77, workers: 78 (pending requests: 2, sockets: 1), "
+            "79 (pending requests: 0, sockets: 0)"
+        ),
         "sockets      3",
         "kernel TLS   available",
         f"trust store  {pki.root}, certificates: 1",
@@ -88,6 +96,7 @@ def test_status_names_what_is_missing_and_the_worst_decides(kernel: Kernel, ktls
     assert result.exit_code == Exit.NOT_RUNNING
     report = json.loads(result.output)
     assert report["module_version"] == "1.2"
+    assert report["daemon"] is None
     assert report["workers"] == []
     assert report["ktls"] is False
     daemon, ktls_missing, trust_store = report["problems"]
@@ -95,12 +104,16 @@ def test_status_names_what_is_missing_and_the_worst_decides(kernel: Kernel, ktls
     assert "modprobe tls" in ktls_missing
     assert "/no/such/file can't be used: No such file or directory" in trust_store
 
-    kernel.dumps[Command.WORKER_GET] = [{"pid": 77, "pending": 0}]
-    assert run("status").exit_code == Exit.DEGRADED
+    kernel.dumps[Command.WORKER_GET] = [worker(78, sockets=5)]
+    result = run("status", "--json")
+    assert result.exit_code == Exit.DEGRADED
+    report = json.loads(result.output)
+    assert report["daemon"] == 77
+    assert report["workers"] == [{"pid": 78, "pending": 0, "sockets": 5}]
 
 
 def test_a_file_without_certificates_is_no_trust_store(kernel: Kernel, tmp_path: Path) -> None:
-    kernel.dumps[Command.WORKER_GET] = [{"pid": 77, "pending": 0}]
+    kernel.dumps[Command.WORKER_GET] = [worker(78)]
     empty = tmp_path / "empty.pem"
     empty.touch()
     result = run("status", "--trust-store", str(empty))
@@ -201,28 +214,48 @@ def process(handle_sigterm: str) -> subprocess.Popen[bytes]:
     return child
 
 
-def test_stop_ends_the_worker_and_waits_for_it(kernel: Kernel) -> None:
+def test_stop_ends_the_main_process_and_waits_for_it(kernel: Kernel) -> None:
     with process("signal.SIG_DFL") as child:
-        kernel.dumps[Command.WORKER_GET] = [{"pid": child.pid, "pending": 0}]
+        kernel.dumps[Command.WORKER_GET] = [worker(1, daemon=child.pid)]
         result = run("stop", "--json")
         assert result.exit_code == Exit.DONE
         assert json.loads(result.output) == {"pid": child.pid}
         assert child.wait() == -signal.SIGTERM
 
 
-def test_stop_gives_up_on_a_worker_that_does_not_end(
+def test_stop_gives_up_on_a_daemon_that_does_not_end(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "_STOP_TIMEOUT", 0.1)
     with process("signal.SIG_IGN") as child:
-        kernel.dumps[Command.WORKER_GET] = [{"pid": child.pid, "pending": 0}]
+        kernel.dumps[Command.WORKER_GET] = [worker(1, daemon=child.pid)]
         result = run("stop")
         assert result.exit_code == Exit.FAILED
         assert f"'kill -KILL {child.pid}'" in result.output
         child.kill()
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["ls", "--nonsense"], ["start", "--user"]])
+@pytest.mark.parametrize("workers", [3, None])
+def test_start_has_a_worker_for_each_core_unless_told_otherwise(
+    workers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[daemon.Options] = []
+
+    def start(options: daemon.Options) -> int:
+        found.append(options)
+        return 9
+
+    monkeypatch.setattr(daemon, "start_in_background", start)
+    arguments = [] if workers is None else ["--workers", str(workers)]
+    result = run("start", "--json", *arguments)
+    assert json.loads(result.output) == {"pid": 9}
+    assert [options.workers for options in found] == [workers or len(os.sched_getaffinity(0))]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["ls", "--nonsense"], ["start", "--user"], ["start", "--workers", "0"]],
+)
 def test_wrong_usage_has_its_own_exit_code(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == Exit.USAGE
 

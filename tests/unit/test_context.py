@@ -13,6 +13,7 @@ from ssad.errors import HandshakeError, Refused
 from ssad.policy import TLS_1_2, Policy
 from ssad.settings import Settings
 from tests.peers.pki import HOST, Pki
+from tests.unit.memory_client import settings_of
 from tests.unit.memory_server import MemoryServer, context, shake_hands, start
 
 
@@ -60,7 +61,7 @@ def test_sockets_with_the_same_settings_share_a_context(pki: Pki) -> None:
 
 
 def test_a_context_with_a_private_key_is_shared_with_none(pki: Pki) -> None:
-    settings = Settings(chain=pki.ecdsa.chain.read_bytes(), private_key=pki.ecdsa.key.read_bytes())
+    settings = settings_of(pki.ecdsa)
     policy = Policy(trust_store=pki.root)
 
     assert client_context(settings, policy) is not client_context(settings, policy)

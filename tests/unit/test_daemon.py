@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from ssad import daemon, link, module
+from ssad import daemon, link, module, privileges
 from ssad.daemon import Options
 from ssad.exits import CommandError, Exit
+from ssad.link import Link
 from ssad.policy import Policy
 from ssad.wire import Attributes, Command
 from tests.peers.pki import Pki
@@ -43,23 +46,98 @@ def options(pki: Pki) -> Iterator[Options]:
         yield Options(Policy(trust_store=Path(shutil.copy(pki.root, directory))))
 
 
+@dataclass
+class Found:
+    """What a daemon with two workers is like."""
+
+    main: int
+    daemons: list[int]
+    capabilities: list[int]
+    files: set[str]
+    code: int
+
+
 @pytest.mark.root
 def test_it_returns_once_registered_runs_without_rights_and_stops(
     kernel: Kernel, options: Options
 ) -> None:
-    def start_look_and_stop() -> tuple[str, list[str], int]:
-        pid = daemon.start_in_background(options)
-        status = Path(f"/proc/{pid}/status").read_text()
-        files = [str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in (0, 1)]
-        os.kill(pid, signal.SIGTERM)
-        return status, files, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    def start_look_and_stop() -> Found:
+        main = daemon.start_in_background(replace(options, workers=2))
+        pids = [worker["pid"] for worker in registered()]
+        daemons = [worker["daemon"] for worker in registered()]
+        rights = [capabilities(pid) for pid in (main, *pids)]
+        inputs = [Path(f"/proc/{pid}/fd/{number}") for pid in (main, *pids) for number in (0, 1)]
+        files = {str(path.readlink()) for path in inputs}
+        return Found(main, daemons, rights, files, stop(main))
 
-    status, files, code = in_child(start_look_and_stop)
-    assert kernel.next_of(Command.REGISTER) == {}
-    assert f"CapEff:\t{0:016x}" in status
-    assert f"CapPrm:\t{0:016x}" in status
-    assert files == [os.devnull] * 2
+    found = in_child(start_look_and_stop)
+    assert found.daemons == [found.main] * 2
+    # The main process keeps it for workers that it may have to start.
+    assert found.capabilities == [1 << privileges.CAP_NET_ADMIN, 0, 0]
+    assert found.files == {os.devnull}
+    assert found.code == Exit.DONE
+    assert kernel.next_of(Command.REGISTER) == {"daemon": found.main}
+
+
+def registered() -> list[Attributes]:
+    """What the module says."""
+    with Link() as asking:
+        return asking.dump(Command.WORKER_GET)
+
+
+def capabilities(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    permitted, effective = (
+        int(line.split()[1], 16) for line in lines if line.startswith(("CapPrm", "CapEff"))
+    )
+    assert permitted == effective
+    return effective
+
+
+def stop(main: int) -> int:
+    os.kill(main, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(main, 0)[1])
+
+
+def test_a_worker_that_is_killed_is_replaced_by_one_that_registers(
+    kernel: Kernel, options: Options
+) -> None:
+    def kill_one() -> tuple[int, int]:
+        main = daemon.start_in_background(options)
+        (worker,) = registered()
+        os.kill(worker["pid"], signal.SIGKILL)
+        while [found["pid"] for found in registered()] in ([], [worker["pid"]]):
+            time.sleep(0.01)
+        return main, stop(main)
+
+    main, code = in_child(kill_one)
+    assert [kernel.next_of(Command.REGISTER) for _ in range(2)] == [{"daemon": main}] * 2
     assert code == Exit.DONE
+
+
+def test_workers_without_capabilities_die_with_the_main_process(
+    kernel: Kernel, options: Options
+) -> None:
+    def kill_main() -> bool:
+        main = daemon.start_in_background(replace(options, workers=2))
+        pidfds = [os.pidfd_open(worker["pid"]) for worker in registered()]
+        os.kill(main, signal.SIGKILL)
+        os.waitpid(main, 0)
+        return all(select.select([pidfd], [], [], 20)[0] for pidfd in pidfds)
+
+    assert in_child(kill_main)
+    assert kernel.next_of(Command.REGISTER)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_signal_to_all_processes_stops_it_as_one_to_the_main_process(options: Options) -> None:
+    def stop_all() -> int:
+        main = daemon.start_in_background(replace(options, workers=2))
+        for worker in registered():
+            os.kill(worker["pid"], signal.SIGTERM)
+        return stop(main)
+
+    assert in_child(stop_all) == Exit.DONE
 
 
 def refused(options: Options) -> CommandError:
@@ -73,8 +151,8 @@ def test_a_second_one_is_refused_and_told_of_the_first(kernel: Kernel, options: 
         raise Refusal(errno.EBUSY, "A worker is registered already.")
 
     kernel.handlers[Command.REGISTER] = busy
-    kernel.dumps[Command.WORKER_GET] = [{"pid": 4711, "pending": 0}]
-    error = refused(options)
+    kernel.dumps[Command.WORKER_GET] = [{"pid": pid, "daemon": 4711} for pid in (4712, 4713)]
+    error = refused(replace(options, workers=2))
     assert error.code == Exit.RUNNING_ALREADY
     assert str(error) == "ssad is already running (pid 4711); stop it with 'ssad stop'."
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -20,9 +21,11 @@ from ssad import records
 from ssad.alerts import Alert
 from ssad.errors import HandshakeError
 from ssad.policy import TLS_1_2, TLS_1_3, Policy
+from ssad.records import split
 from ssad.settings import Settings
 from tests.peers.pki import ADDRESSES, ALIAS, HOST, OTHER_HOST, Identity, Pki
-from tests.unit.memory_server import MemoryServer, context, shake_hands, split, start
+from tests.unit.memory_client import settings_of
+from tests.unit.memory_server import MemoryServer, context, shake_hands, start
 
 VERSIONS = [TLS_1_2, TLS_1_3]
 TLS_1_1 = 0x0302
@@ -158,18 +161,29 @@ def test_a_program_can_trust_one_very_certificate(pki: Pki, name: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_client_certificate_is_shown_when_asked_for(pki: Pki, version: int) -> None:
     server = MemoryServer(context(pki.ecdsa, version=version, client_root=str(pki.root)))
-    settings = Settings(
-        host_name=HOST,
-        chain=pki.client_only.chain.read_bytes(),
-        private_key=pki.client_only.key.read_bytes(),
-    )
 
-    shake_hands(start(pki, settings), server)
+    shake_hands(start(pki, settings_of(pki.client, host_name=HOST)), server)
 
-    own, *issuers = x509.load_pem_x509_certificates(pki.client_only.chain.read_bytes())
+    own, *issuers = x509.load_pem_x509_certificates(pki.client.chain.read_bytes())
     assert server.connection.get_peer_certificate(as_cryptography=True) == own
     # A server gets the issuers alone (SSL_get_peer_cert_chain(3)).
     assert server.connection.get_peer_cert_chain(as_cryptography=True) == issuers
+
+
+@pytest.mark.parametrize("kind", ["RSA", "ECDSA"])
+def test_the_client_certificate_is_of_the_kind_that_the_server_knows(pki: Pki, kind: str) -> None:
+    sigalgs = {"RSA": b"RSA-PSS+SHA256", "ECDSA": b"ECDSA+SHA256"}[kind]
+    # What it accepts is what it signs with as well, so it has a certificate of that kind.
+    server_context = context(getattr(pki, kind.lower()), version=TLS_1_3)
+    server_context.set_verify(SSL.VERIFY_PEER, lambda *_: True)
+    assert Binding.lib.SSL_CTX_set1_sigalgs_list(server_context._context, sigalgs)
+    server = MemoryServer(server_context)
+
+    shake_hands(start(pki, settings_of(pki.ecdsa, pki.rsa, host_name=HOST)), server)
+
+    shown = server.connection.get_peer_certificate(as_cryptography=True)
+    wanted: Identity = getattr(pki, kind.lower())
+    assert shown == x509.load_pem_x509_certificate(wanted.chain.read_bytes())
 
 
 REFUSED = [
@@ -327,6 +341,7 @@ def server_hello(version: int) -> bytes:
         (record(records.ALERT, bytes((2, 71))), "with the alert insufficient_security (71)"),
         (record(records.ALERT, bytes((2, 112))), "does not know the host name asked for"),
         (record(records.ALERT, bytes((2, 120))), "none of the protocols of TLS_ALPN"),
+        (record(records.ALERT, bytes((2, 42))), "refused the client's certificate with the alert"),
         (record(records.ALERT, bytes((2, 80))), "with the alert internal_error (80)"),
         (record(records.ALERT, bytes((2, 200))), "with the alert number 200"),
         (server_hello(0x0301), "answered with TLS 1.0; the policy wants TLS 1.2 to TLS 1.3"),

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ssad.identity import Names, mismatches, names_of, subject, wanted
+from ssad.identity import Names, is_authority, mismatches, names_of, subject, wanted
+from tests.peers.pki import Pki
 
 IPV4 = ipaddress.ip_address("192.0.2.1")
 IPV6 = ipaddress.ip_address("2001:db8::1")
@@ -153,3 +154,10 @@ def test_a_certificate_is_called_by_its_subject_or_its_first_name(
     common_name: str | None, alternatives: list[x509.GeneralName] | None, text: str
 ) -> None:
     assert subject(certificate(common_name, alternatives)) == text
+
+
+def test_an_authority_may_issue_certificates(pki: Pki) -> None:
+    own, issuer = x509.load_pem_x509_certificates(pki.ecdsa.chain.read_bytes())
+
+    assert is_authority(issuer)
+    assert not is_authority(own)

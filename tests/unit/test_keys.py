@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
+from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from ssad import keys
+from ssad.handshake import ServerHandshake
 from ssad.keys import Aead, KernelKeys, Suite, TrafficKey
-from ssad.policy import TLS_1_2, TLS_1_3
-from ssad.settings import Settings
-from tests.peers.pki import HOST, Pki
-from tests.unit.memory_server import MemoryServer, context, shake_hands, split, start
+from ssad.policy import TLS_1_2, TLS_1_3, Policy
+from ssad.records import split
+from ssad.settings import AUTH_NONE, AUTH_REQUIRED, Settings
+from tests.peers.pki import HOST, SITE, Identity, Pki
+from tests.unit.memory_client import MemoryClient, client_context, listen, serve, settings_of
+from tests.unit.memory_server import MemoryServer, context, shake_hands, start
 
 CIPHERS = [
     (TLS_1_3, "TLS_AES_128_GCM_SHA256", Aead.AES_128_GCM),
@@ -133,6 +141,127 @@ def test_tls12_gcm_never_repeats_a_nonce(pki: Pki) -> None:
     assert client.result.keys is not None
     (used,) = struct.unpack_from("!Q", finished, 5)
     (following,) = struct.unpack("!Q", client.result.keys.send.nonce[4:])
+    assert following == (used + 1) % 2**64
+
+
+@pytest.mark.parametrize("way", ["full", "resumed", "with a client certificate"])
+@pytest.mark.parametrize(("version", "cipher", "aead"), CIPHERS)
+def test_a_servers_keys_open_what_the_client_sends_and_seal_what_it_accepts(
+    pki: Pki, version: int, cipher: str, aead: Aead, way: str
+) -> None:
+    # Arrange
+    settings = settings_of(
+        pki.ecdsa,
+        trusted_ciphers=(cipher,),
+        request_peer_auth=AUTH_REQUIRED if way == "with a client certificate" else AUTH_NONE,
+    )
+    contexts = listen(settings, Policy(trust_store=pki.root))
+    client = MemoryClient(client_context(identity=pki.client))
+    result = serve(contexts, client)
+    if way == "resumed":
+        client = client.again()
+        result = serve(contexts, client)
+    found = result.keys
+    assert found is not None
+
+    # Act
+    client.connection.send(b"from the client")
+    (record,) = split(client.output())
+    received = _open(found, record, 0)
+    client.connection.bio_write(_seal(found, b"from the server"))
+    sent = client.connection.recv(100)
+
+    # Assert
+    assert result.resumed == (way == "resumed")
+    assert (found.version, found.aead) == (version, aead)
+    assert received == b"from the client"
+    assert sent == b"from the server"
+
+
+def test_session_tickets_may_need_several_records_each(pki: Pki, tmp_path: Path) -> None:
+    """A ticket holds the client's certificate, and a record no more than 16 KiB."""
+    # Arrange
+    identity = _client_with_a_long_certificate(pki, tmp_path)
+    settings = settings_of(
+        pki.ecdsa, request_peer_auth=AUTH_REQUIRED, trusted=identity.chain.read_bytes()
+    )
+    client = MemoryClient(client_context(version=TLS_1_3, identity=identity))
+
+    # Act
+    found = serve(listen(settings), client).keys
+    assert found is not None
+    client.connection.bio_write(_seal(found, b"from the server"))
+
+    # Assert
+    assert found.send.sequence == 4
+    assert client.connection.recv(100) == b"from the server"
+
+
+def _client_with_a_long_certificate(pki: Pki, directory: Path) -> Identity:
+    key = load_pem_private_key(pki.client.key.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    good = x509.load_pem_x509_certificate(pki.client.chain.read_bytes())
+    names = x509.SubjectAlternativeName([x509.DNSName(f"{n:060}.test") for n in range(300)])
+    certificate = (
+        x509.CertificateBuilder(
+            good.subject,
+            good.subject,
+            key.public_key(),
+            1,
+            good.not_valid_before_utc,
+            good.not_valid_after_utc,
+        )
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    chain = directory / "long.pem"
+    chain.write_bytes(certificate.public_bytes(Encoding.PEM))
+    return Identity(chain, pki.client.key)
+
+
+def test_a_server_may_have_to_ask_for_another_key_share(pki: Pki) -> None:
+    """HelloRetryRequest (RFC 8446, 4.1.4) adds a flight on each side."""
+    context = client_context(version=TLS_1_3, groups="brainpoolP512r1tls13:X25519")
+    client = MemoryClient(context, name=SITE)
+    server = ServerHandshake(listen(settings_of(pki.ecdsa, pki.site)))
+    retry = server.receive_record(client.answer(b""))
+
+    client.take(retry)
+    found = serve(server, client).keys
+    assert found is not None
+    client.connection.bio_write(_seal(found, b"from the server"))
+
+    assert client.certificate == x509.load_pem_x509_certificate(pki.site.chain.read_bytes())
+    assert hashlib.sha256(b"HelloRetryRequest").digest() in retry
+    assert client.connection.recv(100) == b"from the server"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_tls12_server_never_repeats_a_nonce_of_gcm(
+    pki: Pki,
+    resumed: bool,  # noqa: FBT001 - a case of the test
+) -> None:
+    """The server's Finished comes last in a full handshake, before the client's if resumed."""
+    # Arrange
+    contexts = listen(settings_of(pki.ecdsa))
+    client = MemoryClient(client_context(version=TLS_1_2))
+    if resumed:
+        serve(contexts, client)
+        client = client.again()
+    server = ServerHandshake(contexts)
+    sent: list[bytes] = []
+
+    # Act
+    answer = b""
+    while not server.done:
+        answer = b"".join(map(server.receive_record, split(client.answer(answer))))
+        sent += split(answer)
+
+    # Assert
+    assert server.result.resumed == resumed
+    assert server.result.keys is not None
+    (used,) = struct.unpack_from("!Q", sent[-1], 5)
+    (following,) = struct.unpack("!Q", server.result.keys.send.nonce[4:])
     assert following == (used + 1) % 2**64
 
 

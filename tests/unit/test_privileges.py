@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pwd
 import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,16 @@ def test_without_rights_it_says_what_is_needed() -> None:
 def test_an_unknown_user_is_named() -> None:
     with pytest.raises(NotPermitted, match="no-such-user"):
         in_child(lambda: privileges.keep_only_net_admin("no-such-user"))
+
+
+def test_who_has_lost_its_parent_already_is_killed() -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            privileges.die_with(os.getpid())  # which is not its parent
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
 def test_as_many_files_may_be_open_as_the_hard_limit_says() -> None:

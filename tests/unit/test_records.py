@@ -95,19 +95,19 @@ async def test_a_reset_is_an_abort(pair: tuple[socket.socket, socket.socket]) ->
         ),
         (
             b"SSH-2.0-OpenSSH\r\n",
-            "The peer answered with something other than TLS, beginning with 'SSH-2'.",
+            "The peer sent something other than TLS, beginning with 'SSH-2'.",
         ),
         (
             b"220 mail\r\n",
-            "The peer answered with something other than TLS, beginning with '220 m'.",
+            "The peer sent something other than TLS, beginning with '220 m'.",
         ),
         (
             b"\x00\x01\x02\xff\xfe",
-            "The peer answered with something other than TLS, beginning with 00 01 02 ff fe.",
+            "The peer sent something other than TLS, beginning with 00 01 02 ff fe.",
         ),
         (
             b"\x16\x02\x00\x00\x01",
-            "The peer answered with something other than TLS, beginning with 16 02 00 00 01.",
+            "The peer sent something other than TLS, beginning with 16 02 00 00 01.",
         ),
         (
             struct.pack("!BHH", records.HANDSHAKE, 0x0303, records.BODY_MAX + 1),
@@ -127,6 +127,17 @@ async def test_what_is_no_record_is_named_and_read_no_further(
     assert records.fault(found) == sentence
 
 
-def test_the_last_record_of_a_flight_is_found() -> None:
-    assert records.last_record(record(3) + record(0) + record(7)) == record(7)
-    assert records.last_record(record(5)) == record(5)
+@pytest.mark.parametrize("request_", [b"GET / HTTP/1.1", b"POST /", b"PUT /", b"PRI * HTTP/2.0"])
+def test_a_request_of_plain_http_is_named(request_: bytes) -> None:
+    assert records.fault(request_[:5], "client") == (
+        "The client spoke plain HTTP, not TLS; its address has to begin with https://."
+    )
+
+
+def test_a_sentence_calls_the_sender_as_it_is_told_to() -> None:
+    assert records.fault(b"SSH-2", "client").startswith("The client sent something other than TLS")
+
+
+def test_a_flight_is_split_into_its_records() -> None:
+    assert records.split(record(3) + record(0) + record(7)) == [record(3), record(0), record(7)]
+    assert records.split(b"") == []

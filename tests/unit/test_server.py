@@ -19,6 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ssad.address import Address, parse_sockaddr
+from ssad.context import TicketContexts
 from ssad.policy import Policy
 from ssad.server import Server
 from ssad.wire import VALUE_PIECE_MAX, Attributes, Command, TlsOption, Transport
@@ -37,10 +39,12 @@ class Worker:
     server: Server
     endpoints: dict[int, socket.socket] = field(default_factory=dict)  # by request
     programs: list[socket.socket] = field(default_factory=list)  # ends of channels
+    backlog: int = 100  # of every queue for accept()
 
     def __post_init__(self) -> None:
         self.kernel.handlers[Command.ENDPOINT] = self._give_endpoint
         self.kernel.handlers[Command.COMPLETE] = self._take_program
+        self.kernel.handlers[Command.ACCEPTED] = self._take_accepted
 
     def _give_endpoint(self, asked: Attributes) -> Attributes:
         return {
@@ -52,6 +56,36 @@ class Worker:
         if "fd" in completion:
             self.programs.append(socket.socket(fileno=os.dup(completion["fd"])))
         return {}
+
+    def _take_accepted(self, accepted: Attributes) -> Attributes:
+        if accepted["error"]:
+            return {}
+        os.fstat(accepted["endpoint_fd"])  # the worker's still
+        self._take_program(accepted)
+        queued = len(self.programs)
+        return {"socket": 1000 + queued, "queued": queued, "backlog": self.backlog}
+
+    async def listen(self, pki: Pki, socket_id: int = 1) -> int:
+        """Let a program listen with a certificate; return its port."""
+        await self.open(socket_id)
+        for option, path in (
+            (TlsOption.TLS_CERTIFICATE_CHAIN, pki.ecdsa.chain),
+            (TlsOption.TLS_PRIVATE_KEY, pki.ecdsa.key),
+        ):
+            assert await self.set(option, path.read_bytes(), socket_id) == {"error": 0}
+        endpoint = socket.create_server(("127.0.0.1", 0))
+        endpoint.settimeout(0)
+        request = self.kernel.new_request()
+        self.endpoints[request] = endpoint
+        self.kernel.tell(
+            Command.LISTEN, {"request": request, "socket": socket_id, "backlog": self.backlog}
+        )
+        assert await self.completion(request) == {"error": 0}
+        return int(endpoint.getsockname()[1])
+
+    async def accepted(self) -> Attributes:
+        """Return what the module is told of the next handshake that is over."""
+        return await asyncio.to_thread(self.kernel.next_of, Command.ACCEPTED)
 
     async def ask(self, command: Command, attributes: Attributes) -> Attributes:
         """Send a request; return its completion."""
@@ -67,7 +101,7 @@ class Worker:
 
     async def open(self, socket_id: int = 1) -> None:
         """Let a program make a socket."""
-        attributes: Attributes = {"socket": socket_id, "pid": 12, "comm": "curl"}
+        attributes: Attributes = {"socket": socket_id, "pid": 12, "uid": 1, "comm": "curl"}
         assert await self.ask(Command.SOCKET, attributes) == {"error": 0}
 
     async def set(self, option: TlsOption, value: bytes, socket_id: int = 1) -> Attributes:
@@ -114,7 +148,7 @@ class Worker:
 async def working(policy: Policy) -> AsyncIterator[Worker]:
     """Run a worker and stop it."""
     with Kernel() as kernel:
-        server = Server(kernel.link(), policy)
+        server = Server(kernel.link(), policy, TicketContexts(policy))
         task = asyncio.create_task(server.run())
         worker = Worker(kernel, server)
         try:
@@ -375,7 +409,8 @@ async def test_stopping_takes_no_new_sockets_and_lets_channels_end(
 
 async def test_without_its_link_the_worker_ends(pki: Pki) -> None:
     with Kernel() as kernel:
-        server = Server(kernel.link(), replace(POLICY, trust_store=pki.root))
+        policy = replace(POLICY, trust_store=pki.root)
+        server = Server(kernel.link(), policy, TicketContexts(policy))
         task = asyncio.create_task(server.run())
         kernel.hang_up()
         await task
@@ -434,3 +469,118 @@ def test_whatever_is_asked_each_request_has_one_completion(
                 waiting.remove(completion["request"])
 
     asyncio.run(play())
+
+
+@pytest.fixture
+def trusting(pki: Pki) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(pki.root))
+
+
+async def test_a_client_is_accepted_and_its_bytes_are_relayed(
+    worker: Worker, pki: Pki, trusting: ssl.SSLContext
+) -> None:
+    port = await worker.listen(pki)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=trusting, server_hostname=HOST
+    )
+    accepted = await worker.accepted()
+    assert accepted["socket"] == 1
+    assert accepted["host_name"] == HOST
+    assert accepted["transport"] is Transport.CHANNEL
+    (program,) = worker.programs
+    writer.write(b"there")
+    assert await received(program) == b"there"
+    program.send(b"and back")
+    assert await reader.readexactly(8) == b"and back"
+    worker.kernel.tell(Command.CLOSE, {"socket": 1001})
+    program.close()
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_listener_needs_a_certificate(worker: Worker) -> None:
+    await worker.open()
+    completion = await worker.ask(Command.LISTEN, {"socket": 1, "backlog": 1})
+    assert completion["error"] == errno.EINVAL
+    assert "TLS_CERTIFICATE_CHAIN" in completion["text"]
+
+
+async def test_the_module_is_told_of_a_client_that_failed(worker: Worker, pki: Pki) -> None:
+    port = await worker.listen(pki)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        accepted = await worker.accepted()
+        remote = Address.of_socket(client.getsockname())
+        assert parse_sockaddr(accepted["remote_address"]) == remote
+    assert accepted["error"] == errno.EPROTO
+    assert "HTTP" in accepted["text"]
+
+
+async def test_a_full_queue_stops_it_until_there_is_room(
+    worker: Worker, pki: Pki, trusting: ssl.SSLContext
+) -> None:
+    worker.backlog = 0  # one connection is above it
+    port = await worker.listen(pki)
+
+    async def connect() -> asyncio.StreamWriter:
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=trusting, server_hostname=HOST
+        )
+        return writer
+
+    first = await connect()
+    await worker.accepted()
+    second = asyncio.create_task(connect())
+    done, _ = await asyncio.wait([second], timeout=0.3)
+    assert not done
+    worker.kernel.tell(Command.ROOM, {"socket": 1})
+    await worker.accepted()
+    for writer in (first, await second):
+        writer.close()
+
+
+async def test_closing_a_listener_ends_handshakes_under_way(worker: Worker, pki: Pki) -> None:
+    port = await worker.listen(pki)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"\x16\x03\x01")  # the beginning of a record
+    worker.kernel.tell(Command.CLOSE, {"socket": 1})
+    with contextlib.suppress(ConnectionResetError):
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_worker_that_stops_lets_handshakes_finish(
+    worker: Worker, pki: Pki, trusting: ssl.SSLContext
+) -> None:
+    port = await worker.listen(pki)
+    client, theirs = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = trusting.wrap_bio(theirs, client, server_hostname=HOST)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(client.read())
+    theirs.write(await reader.read(65536))
+    worker.server.stop()
+    tls.do_handshake()
+    writer.write(client.read())
+    assert (await worker.accepted())["error"] == 0
+    writer.close()
+
+
+async def test_what_came_with_the_answer_to_register_is_not_forgotten(pki: Pki) -> None:
+    policy = replace(POLICY, trust_store=pki.root)
+    with Kernel() as kernel:
+
+        def register(_: Attributes) -> Attributes:
+            kernel.tell(Command.SOCKET, {"request": 1, "socket": 7, "uid": 1})
+            return {}
+
+        kernel.handlers[Command.REGISTER] = register
+        link = kernel.link()
+        link.request(Command.REGISTER, {"daemon": 1})
+        server = Server(link, policy, TicketContexts(policy))
+        task = asyncio.create_task(server.run())
+        completion = await asyncio.to_thread(kernel.next_of, Command.COMPLETE)
+        assert completion == {"request": 1, "error": 0}
+        server.stop()
+        await task

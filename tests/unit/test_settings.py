@@ -11,13 +11,24 @@ from dataclasses import dataclass, replace
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.asymmetric import dsa, ec
+from cryptography.x509.oid import ExtensionOID, NameOID
 
+from ssad.credentials import Identity
 from ssad.errors import Refused
+from ssad.identity import Names
 from ssad.policy import TLS_1_2, TLS_1_3, Policy
-from ssad.settings import Settings, known_ciphers, parse_host_name
+from ssad.settings import (
+    AUTH_NONE,
+    AUTH_OPTIONAL,
+    AUTH_REQUIRED,
+    Settings,
+    known_ciphers,
+    parse_host_name,
+)
 from ssad.wire import TlsOption
+from tests.peers.pki import ADDRESSES, ALIAS, HOST, WILD, Pki
+from tests.peers.pki import Identity as Files
 
 POLICY = Policy()
 ONLY_1_2 = replace(POLICY, version_max=TLS_1_2)
@@ -33,7 +44,7 @@ def u32(number: int) -> bytes:
 
 @dataclass
 class Pair:
-    """A self-signed certificate and its key."""
+    """A certificate and its key."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
@@ -47,21 +58,24 @@ class Pair:
         return self.key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, encryption)
 
 
-def make_pair(name: str) -> Pair:
+def make_pair(
+    name: str, extension: x509.ExtensionType | None = None, issuer: Pair | None = None
+) -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(subject)
+        .issuer_name(issuer.certificate.subject if issuer else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now)
         .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
     )
-    return Pair(certificate, key)
+    if extension is not None:
+        builder = builder.add_extension(extension, critical=False)
+    return Pair(builder.sign(issuer.key if issuer else key, hashes.SHA256()), key)
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +188,10 @@ def test_a_certificate_and_its_key_are_taken(alice: Pair, encoding: serializatio
     settings.set(TlsOption.TLS_CERTIFICATE_CHAIN, alice.certificate.public_bytes(encoding), POLICY)
     settings.set(TlsOption.TLS_PRIVATE_KEY, alice.key_bytes(encoding), POLICY)
     settings.check(POLICY)
-    assert settings.chain == alice.certificate.public_bytes(PEM)
-    assert settings.private_key == alice.key_bytes()
+    (taken,) = settings.identities
+    assert taken == Identity(
+        alice.certificate.public_bytes(PEM), alice.key_bytes(), Names(), "ECDSA"
+    )
 
 
 def test_a_key_needs_its_certificate_first(alice: Pair) -> None:
@@ -207,12 +223,196 @@ def test_another_key_an_encrypted_one_and_garbage_are_refused(alice: Pair, bob: 
         assert sentence in refused.text
 
 
-def test_another_certificate_takes_the_former_key_away(alice: Pair, bob: Pair) -> None:
+CHAIN, KEY = TlsOption.TLS_CERTIFICATE_CHAIN, TlsOption.TLS_PRIVATE_KEY
+
+
+def give(settings: Settings, *identities: Files) -> None:
+    for one in identities:
+        settings.set(CHAIN, one.chain.read_bytes(), POLICY)
+        settings.set(KEY, one.key.read_bytes(), POLICY)
+
+
+def test_pairs_are_kept_in_order_with_their_names_and_kinds(pki: Pki) -> None:
     settings = Settings()
-    settings.set(TlsOption.TLS_CERTIFICATE_CHAIN, alice.certificate.public_bytes(PEM), POLICY)
-    settings.set(TlsOption.TLS_PRIVATE_KEY, alice.key_bytes(), POLICY)
-    settings.set(TlsOption.TLS_CERTIFICATE_CHAIN, bob.certificate.public_bytes(PEM), POLICY)
-    assert settings.private_key is None
+
+    give(settings, pki.rsa, pki.wild, pki.ecdsa)
+
+    assert [one.kind for one in settings.identities] == ["RSA", "ECDSA", "ECDSA"]
+    first, wild, _ = settings.identities
+    assert first.names.dns == (HOST, ALIAS)
+    assert [str(address) for address in first.names.addresses] == list(ADDRESSES)
+    assert wild.names == Names((WILD,))
+    assert wild.chain == pki.wild.chain.read_bytes()
+    assert wild.private_key == pki.wild.key.read_bytes()
+
+
+def test_a_certificate_whose_names_can_not_be_read_has_none() -> None:
+    odd = make_pair(
+        "odd", x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\x04\0")
+    )
+    settings = Settings()
+
+    settings.set(CHAIN, odd.certificate.public_bytes(PEM), POLICY)
+    settings.set(KEY, odd.key_bytes(), POLICY)
+
+    assert settings.identities[0].names == Names()
+
+
+def test_a_file_may_hold_the_key_and_the_chain(pki: Pki) -> None:
+    both = pki.ecdsa.key.read_bytes() + pki.ecdsa.chain.read_bytes()
+    settings = Settings()
+
+    settings.set(CHAIN, both, POLICY)
+    settings.set(KEY, both, POLICY)
+
+    (taken,) = settings.identities
+    assert taken.chain == pki.ecdsa.chain.read_bytes()
+    assert taken.private_key == pki.ecdsa.key.read_bytes()
+
+
+def test_two_chains_in_a_row_are_refused(pki: Pki) -> None:
+    settings = Settings()
+    settings.set(CHAIN, pki.ecdsa.chain.read_bytes(), POLICY)
+
+    refused = refusal(settings, CHAIN, pki.rsa.chain.read_bytes(), POLICY)
+
+    assert refused.errno == errno.EINVAL
+    assert f"the key of the previous chain (CN={HOST}) is missing" in refused.text
+    assert "TLS_PRIVATE_KEY" in refused.text
+
+
+def test_a_chain_in_the_wrong_order_is_refused(pki: Pki) -> None:
+    refused = refusal(Settings(), CHAIN, pki.wrong_order.chain.read_bytes(), POLICY)
+
+    assert refused.errno == errno.EINVAL
+    assert f"wrong order: the certificate of CN={HOST} has to come first" in refused.text
+    assert "CN=Test Intermediate is first" in refused.text
+
+
+def test_a_chain_whose_certificates_do_not_follow_each_other_is_refused(pki: Pki) -> None:
+    value = pki.missing_intermediate.chain.read_bytes() + pki.root.read_bytes()
+
+    refused = refusal(Settings(), CHAIN, value, POLICY)
+
+    assert refused.errno == errno.EINVAL
+    assert f"CN=Test Root follows the certificate of CN={HOST}, but did not issue" in refused.text
+    assert "its issuer is CN=Test Intermediate" in refused.text
+
+
+def test_an_issuer_of_the_same_name_with_another_key_did_not_issue(alice: Pair) -> None:
+    value = alice.certificate.public_bytes(PEM) + make_pair("alice").certificate.public_bytes(PEM)
+
+    assert "did not issue it" in refusal(Settings(), CHAIN, value, POLICY).text
+
+
+def test_the_key_of_an_issuer_is_told_from_another_key(alice: Pair) -> None:
+    leaf = make_pair("leaf", issuer=alice)
+    settings = Settings()
+    chain = leaf.certificate.public_bytes(PEM) + alice.certificate.public_bytes(PEM)
+    settings.set(CHAIN, chain, POLICY)
+
+    refused = refusal(settings, KEY, alice.key_bytes(), POLICY)
+
+    assert refused.errno == errno.EINVAL
+    assert "is the key of CN=alice, whose certificate has to come first" in refused.text
+    assert "CN=leaf is first" in refused.text
+
+
+def test_a_key_that_can_not_sign_in_tls_is_refused() -> None:
+    key = dsa.generate_private_key(1024)  # noqa: S505 - takes seconds if it is longer
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dsa")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now)
+        .sign(key, hashes.SHA256())
+        .public_bytes(PEM)
+    )
+    settings = Settings()
+    settings.set(CHAIN, certificate, POLICY)
+    value = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+    refused = refusal(settings, KEY, value, POLICY)
+
+    assert refused.errno == errno.EINVAL
+    assert "of a kind that TLS has no use for; RSA, ECDSA, Ed25519, Ed448 would do" in refused.text
+
+
+def test_no_private_key_is_shown(pki: Pki) -> None:
+    settings = Settings()
+    give(settings, pki.ecdsa)
+
+    assert "PRIVATE" not in repr(settings)
+
+
+def test_listen_needs_a_certificate(pki: Pki) -> None:
+    settings = Settings()
+    settings.check(POLICY)
+
+    with pytest.raises(Refused) as caught:
+        settings.check_listen(POLICY)
+
+    assert caught.value.errno == errno.EINVAL
+    assert caught.value.text == (
+        "listen() needs a certificate: set TLS_CERTIFICATE_CHAIN and TLS_PRIVATE_KEY before it."
+    )
+    give(settings, pki.ecdsa)
+    settings.check_listen(POLICY)
+
+
+def test_listen_wants_a_key_for_every_chain(pki: Pki) -> None:
+    settings = Settings()
+    give(settings, pki.rsa)
+    settings.set(CHAIN, pki.ecdsa.chain.read_bytes(), POLICY)
+
+    with pytest.raises(Refused, match="TLS_PRIVATE_KEY after it") as caught:
+        settings.check_listen(POLICY)
+
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("expired", f"The certificate of CN={HOST} has expired, on "),
+        ("not_yet_valid", f"The certificate of CN={HOST} is not valid before "),
+        ("missing_intermediate", "unless they know its issuer, CN=Test Intermediate."),
+    ],
+)
+def test_what_clients_will_refuse_is_a_warning(pki: Pki, name: str, words: str) -> None:
+    settings = Settings()
+    give(settings, pki.rsa, getattr(pki, name))
+
+    (warning,) = settings.listen_warnings()
+
+    assert words in warning
+    assert warning.endswith(".")
+
+
+@pytest.mark.parametrize("name", ["rsa", "self_signed", "unknown_ca"])
+def test_a_chain_that_may_be_good_is_no_warning(pki: Pki, name: str) -> None:
+    settings = Settings()
+    give(settings, getattr(pki, name))
+
+    assert settings.listen_warnings() == []
+
+
+AUTH = TlsOption.TLS_REQUEST_PEER_AUTH
+
+
+def test_client_certificates_are_not_asked_for_by_default() -> None:
+    assert Settings().get(AUTH, POLICY) == u32(AUTH_NONE)
+
+
+@pytest.mark.parametrize("level", [AUTH_NONE, AUTH_OPTIONAL, AUTH_REQUIRED])
+def test_client_certificates_can_be_asked_for(level: int) -> None:
+    settings = Settings()
+    settings.set(AUTH, u32(level), POLICY)
+    assert settings.get(AUTH, POLICY) == u32(level)
+
+
+@pytest.mark.parametrize("value", [u32(3), u32(2**32 - 1), b"", b"\1", u32(1) + b"\0"])
+def test_other_levels_of_client_authentication_are_refused(value: bytes) -> None:
+    assert refusal(Settings(), AUTH, value, POLICY).errno == errno.EINVAL
 
 
 @pytest.mark.parametrize(

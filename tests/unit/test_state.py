@@ -18,7 +18,7 @@ CHAIN = TlsOption.TLS_CERTIFICATE_CHAIN
 
 
 def a_socket() -> Socket:
-    return Socket(id=1, pid=2, comm="curl")
+    return Socket(id=1, pid=2, uid=3, comm="curl")
 
 
 @given(st.binary(max_size=300), st.integers(1, 100))

@@ -52,6 +52,13 @@ def test_a_sentence_says_what_is_wrong(
     assert words in text
 
 
+def test_a_clients_certificate_is_for_clients(certificate: x509.Certificate) -> None:
+    text = sentence(Fault(Code.ERR_INVALID_PURPOSE, 0, certificate), "/store.pem", "client")
+
+    assert "is not for TLS clients" in text
+    assert text.endswith("the key usage digitalSignature and the extended key usage clientAuth.")
+
+
 def test_a_key_may_sign_unless_its_usage_says_otherwise(pki: Pki) -> None:
     good = x509.load_pem_x509_certificate(pki.ecdsa.chain.read_bytes())
     bad = x509.load_pem_x509_certificate(pki.wrong_key_usage.chain.read_bytes())

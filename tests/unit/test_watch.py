@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ssad import watch
 from ssad.link import Link, LinkError
-from ssad.wire import Attributes, Command, EventKind, Transport
+from ssad.wire import Attributes, Command, EventKind, SocketState, Transport
 from tests.unit.kernel import Kernel
 
 _PEER = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", 443, b"\xc0\0\2\1")
@@ -44,6 +44,14 @@ REFUSED_WITHOUT_TEXT: Attributes = {
     **OPENED,
     "event": EventKind.REFUSED,
     "error": errno.ECONNREFUSED,
+}
+LISTENING: Attributes = {
+    **OPENED,
+    "event": EventKind.LISTENING,
+    "state": SocketState.LISTENING,
+    "local_address": _PEER,
+    "queued": 3,
+    "backlog": 128,
 }
 CLOSED: Attributes = {
     **OPENED,
@@ -72,6 +80,17 @@ CLOSED: Attributes = {
                 "The certificate of CN=?[31mevil expired.",
             ],
         ),
+        (
+            LISTENING,
+            ["listening", "curl[7]", "socket 9", "on 192.0.2.1:443, backlog 128"],
+        ),
+        (
+            {**CONNECTED, "event": EventKind.ACCEPTED},
+            [
+                *["accepted", "curl[7]", "socket 9", "192.0.2.1:443 (example.com)"],
+                *["TLS 1.3", "TLS_AES_128_GCM_SHA256", "ktls"],
+            ],
+        ),
         (REFUSED_WITHOUT_TEXT, ["refused", "curl[7]", "socket 9", "Connection refused"]),
         (
             CLOSED,
@@ -81,6 +100,12 @@ CLOSED: Attributes = {
 )
 def test_an_event_is_told_in_one_line(event: Attributes, words: list[str]) -> None:
     assert re.split(r" {2,}", watch.line(event)) == words
+
+
+def test_a_listening_socket_is_shown_with_its_queue() -> None:
+    heading, shown = watch.table([LISTENING]).splitlines()
+    assert heading.startswith("State ")
+    assert re.split(r" {2,}", shown)[:4] == ["listening 3/128", "-", "192.0.2.1:443", "-"]
 
 
 def test_a_table_fits_the_terminal_and_keeps_the_newest() -> None:
