@@ -68,7 +68,7 @@ test-vm: $(KERNELS:%=test-vm-%) ## run the system tests in virtual machines
 
 test-vm-%: setup clients
 	@$(STEP) --live --junit $(RESULTS)/test-$*/junit.xml "vm $*" \
-		$(VM) run --kernel $* --results $(RESULTS)/test-$* --deadline 2700 -- \
+		$(VM) run --kernel $* --results $(RESULTS)/test-$* --deadline 3600 -- \
 		python -m pytest --junitxml=$(RESULTS)/test-$*/junit.xml \
 			-p no:cacheprovider --color=no $(TESTS)
 

@@ -398,7 +398,7 @@ void ssa_listen_adopt(struct work_struct *work)
 
 	mutex_lock(&ssk->control);
 	if (ssa_state(ssk) != SSA_SOCKET_STATE_LISTENING ||
-	    (ssk->introduced && !READ_ONCE(ssk->worker->dead)))
+	    (ssk->introduced && !ssa_worker_is_gone(ssk->worker)))
 		goto out;
 
 	/* The new one does not know that the queue is full, if it is. */
@@ -412,8 +412,8 @@ void ssa_listen_adopt(struct work_struct *work)
 		 * Chosen while it died, perhaps after its death had queued
 		 * what is running here: then nothing else would try again.
 		 */
-	} while (err && ssk->worker && READ_ONCE(ssk->worker->dead) && ssa_worker_any());
-	if (err && ssk->worker && !READ_ONCE(ssk->worker->dead) && !READ_ONCE(ssk->closing)) {
+	} while (err && ssa_worker_is_gone(ssk->worker) && ssa_worker_any());
+	if (err && !ssa_worker_is_gone(ssk->worker) && !READ_ONCE(ssk->closing)) {
 		/* Nobody serves it: the program is to know. */
 		lock_sock(sk);
 		swap(ssk->error_text, text);

@@ -224,7 +224,7 @@ int ssa_sock_introduce(struct ssa_sock *ssk, char **text)
 {
 	int err;
 
-	if (ssk->worker && !READ_ONCE(ssk->worker->dead)) {
+	if (ssk->worker && !ssa_worker_is_gone(ssk->worker)) {
 		if (ssk->introduced)
 			return 0;
 	} else if (choose_worker(ssk)) {

@@ -325,6 +325,7 @@ int ssa_worker_register(struct sk_buff *skb, u32 daemon, struct netlink_ext_ack 
 struct ssa_worker *ssa_worker_get(void);
 struct ssa_worker *ssa_worker_nth(unsigned long n);
 bool ssa_worker_any(void);
+bool ssa_worker_is_gone(struct ssa_worker *worker);
 void ssa_worker_put(struct ssa_worker *worker);
 bool ssa_worker_is(struct ssa_worker *worker, struct sk_buff *skb);
 int ssa_worker_send(struct ssa_worker *worker, struct sk_buff *skb);

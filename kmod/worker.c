@@ -24,6 +24,18 @@ DEFINE_SPINLOCK(ssa_worker_lock);
 static LIST_HEAD(workers);
 
 /**
+ * ssa_worker_is_gone - can a worker be sent nothing any more?
+ * @worker: referenced by the caller
+ *
+ * True from the moment that its netlink socket is closed, which is before the
+ * notifier hears of it and unregisters the worker.
+ */
+bool ssa_worker_is_gone(struct ssa_worker *worker)
+{
+	return READ_ONCE(worker->dead) || sock_flag(worker->netlink, SOCK_DEAD);
+}
+
+/**
  * ssa_worker_get - the worker that has the fewest sockets
  *
  * Return: a reference, or NULL when there is none.
@@ -33,9 +45,12 @@ struct ssa_worker *ssa_worker_get(void)
 	struct ssa_worker *worker, *found = NULL;
 
 	spin_lock(&ssa_worker_lock);
-	list_for_each_entry(worker, &workers, list)
+	list_for_each_entry(worker, &workers, list) {
+		if (ssa_worker_is_gone(worker))
+			continue;
 		if (!found || atomic_read(&worker->sockets) < atomic_read(&found->sockets))
 			found = worker;
+	}
 	if (found)
 		refcount_inc(&found->ref);
 	spin_unlock(&ssa_worker_lock);
@@ -47,7 +62,10 @@ struct ssa_worker *ssa_worker_get(void)
  */
 bool ssa_worker_any(void)
 {
-	return !list_empty_careful(&workers);
+	struct ssa_worker *worker = ssa_worker_get();
+
+	ssa_worker_put(worker);
+	return worker;
 }
 
 /**
@@ -109,8 +127,8 @@ bool ssa_worker_is(struct ssa_worker *worker, struct sk_buff *skb)
  */
 int ssa_worker_send(struct ssa_worker *worker, struct sk_buff *skb)
 {
-	/* The latter: closed, and its port number may be another's already. */
-	if (READ_ONCE(worker->dead) || sock_flag(worker->netlink, SOCK_DEAD)) {
+	/* Its port number may be another's already. */
+	if (ssa_worker_is_gone(worker)) {
 		nlmsg_free(skb);
 		return -ECONNREFUSED;
 	}

@@ -107,6 +107,8 @@ class Establisher:
                 return True
         except OSError as error:
             reason = str(error.strerror)
+            if error.errno == errno.ENOTCONN and self._policy.transport == "auto":
+                return False  # no fault of the kernel's: the peer has closed its side already
         if self._policy.transport == "ktls":
             raise HandshakeError(
                 errno.ECONNABORTED, f"The policy wants kernel TLS for every connection. {reason}"

@@ -245,7 +245,7 @@ def test_a_clients_key_update(pki: Pki, transport: Transport) -> None:
         ]
         with (
             subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
             ) as visitor,
             listener.accept() as accepted,
         ):
@@ -259,6 +259,9 @@ def test_a_clients_key_update(pki: Pki, transport: Transport) -> None:
             type_in(b"before\n")
             assert receive_exactly(accepted, 7) == b"before\n"
             type_in(b"k\n")  # a command, for it comes alone
+            assert visitor.stderr is not None
+            while visitor.stderr.readline() != b"KEYUPDATE\n":
+                assert visitor.poll() is None
             if transport == "channel":
                 type_in(b"after\n")
                 assert receive_exactly(accepted, 6) == b"after\n"

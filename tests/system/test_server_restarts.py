@@ -230,7 +230,12 @@ class TestOneDies:
             await_queued(get_id(listener.sock), 2)
             staff.kill(*worker_pids())
             staff.await_all()
-            late = threading.Thread(target=lambda: clients.connect(trust, target).close())
+
+            def come() -> None:
+                with clients.connect(trust, target) as client:
+                    assert client.recv(1) == b""
+
+            late = threading.Thread(target=come)
             late.start()
             ports = set()
             for _ in range(3):
