@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import asyncio
-import encodings.punycode  # noqa: F401 - see _give_up_root
+import encodings.punycode  # noqa: F401 - see import_all
 import errno
+import importlib
 import logging
 import os
+import pkgutil
 import signal
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-import idna.uts46data  # noqa: F401 - see _give_up_root
+import cryptography.hazmat
+import cryptography.x509
+import idna
 
 from ssad import log, module, privileges
 from ssad.context import TicketContexts, client_context
@@ -127,9 +131,17 @@ async def _serve(
     await server.run()
 
 
+def import_all() -> None:
+    """Import what libraries would import when they first need it: who the daemon is later may not
+    be able to read them, say under /root."""
+    for package in (cryptography.hazmat, cryptography.x509, idna):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not found.name.endswith(".__main__"):
+                importlib.import_module(found.name)
+
+
 def _give_up_root(options: Options) -> None:
-    # All modules are imported by now, even those that libraries would import when they first need
-    # them: who the daemon is from here on may not be able to read them, say under /root.
+    import_all()
     privileges.raise_file_limit()
     # Root's last act: the kernel loads modules by itself only for those who may administer it.
     if os.geteuid() == 0:

@@ -8,6 +8,8 @@ import os
 import select
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -199,3 +201,11 @@ def test_a_daemon_that_dies_before_it_is_ready_is_noticed(
     error = refused(options)
     assert error.code == Exit.FAILED
     assert "signal SIGKILL" in str(error)
+
+
+def test_a_worker_has_nothing_left_to_import(pki: Pki) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "tests.unit.no_imports", str(pki.directory)],
+        cwd=Path(__file__).parents[2],
+        check=True,
+    )
