@@ -18,7 +18,7 @@ static int put_socket(struct sk_buff *skb, struct ssa_sock *ssk)
 	if (ssa_nl_put_u64(skb, SSA_A_SOCKET, ssk->id) ||
 	    nla_put_u32(skb, SSA_A_STATE, ssa_state(ssk)) ||
 	    ssa_nl_put_socket(skb, ssk) ||
-	    ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, ssk, 0))
+	    ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, ssk))
 		return -EMSGSIZE;
 	if (ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING &&
 	    (nla_put_u32(skb, SSA_A_QUEUED, sk->sk_ack_backlog) ||
@@ -36,14 +36,13 @@ static int put_socket(struct sk_buff *skb, struct ssa_sock *ssk)
  */
 int ssa_nl_put_state(struct sk_buff *skb, struct ssa_sock *ssk)
 {
-	struct sock *sk = ssa_to_sk(ssk);
 	struct ssa_facts *facts;
 	int err = -EMSGSIZE;
 
-	lock_sock(sk);
+	ssa_lock(ssk);
 	facts = ssk->facts;
 	if (put_socket(skb, ssk) ||
-	    ssa_nl_put_address(skb, SSA_A_REMOTE_ADDRESS, ssk, 2) ||
+	    ssa_nl_put_address(skb, SSA_A_REMOTE_ADDRESS, ssk) ||
 	    put_string(skb, SSA_A_HOST_NAME, ssk->host_name) ||
 	    nla_put_u32(skb, SSA_A_TRANSPORT, ssk->kind) ||
 	    ssa_nl_put_u64(skb, SSA_A_BYTES_SENT, atomic64_read(&ssk->sent)) ||
@@ -57,7 +56,7 @@ int ssa_nl_put_state(struct sk_buff *skb, struct ssa_sock *ssk)
 		goto out;
 	err = 0;
 out:
-	release_sock(sk);
+	ssa_unlock(ssk);
 	return err;
 }
 
@@ -117,7 +116,6 @@ static int put_attr(struct sk_buff *skb, const struct nlattr *attr)
  */
 void ssa_event_refused(struct ssa_sock *ssk, struct genl_info *info)
 {
-	struct sock *sk = ssa_to_sk(ssk);
 	struct sk_buff *skb;
 	void *hdr;
 	int err;
@@ -125,9 +123,9 @@ void ssa_event_refused(struct ssa_sock *ssk, struct genl_info *info)
 	skb = event_new(SSA_EVENT_KIND_REFUSED, &hdr);
 	if (!skb)
 		return;
-	lock_sock(sk);
+	ssa_lock(ssk);
 	err = put_socket(skb, ssk);
-	release_sock(sk);
+	ssa_unlock(ssk);
 	err = err ?: put_attr(skb, info->attrs[SSA_A_REMOTE_ADDRESS]) ?:
 	      put_attr(skb, info->attrs[SSA_A_ERROR]) ?:
 	      put_attr(skb, info->attrs[SSA_A_TEXT]);

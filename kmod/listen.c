@@ -26,6 +26,8 @@
 
 #include "ssa.h"
 
+#define ADOPT_RETRY	HZ
+
 /* As in socket.c. */
 static const int listen_errno[] = {
 	[SSA_SOCKET_STATE_CONNECTING]	= -EINVAL,
@@ -40,7 +42,7 @@ static struct ssa_notice *take_room(struct ssa_sock *ssk, struct ssa_worker **wo
 	struct sock *sk = ssa_to_sk(ssk);
 	struct ssa_notice *room = ssk->room;
 
-	lockdep_assert(lockdep_sock_is_held(sk));
+	lockdep_assert_held(&ssk->lock);
 	if (!room || sk_acceptq_is_full(sk))
 		return NULL;
 	ssk->room = NULL;
@@ -55,10 +57,10 @@ static void set_backlog(struct ssa_sock *ssk, int backlog)
 	struct ssa_worker *worker;
 	struct ssa_notice *room;
 
-	lock_sock(sk);
+	ssa_lock(ssk);
 	WRITE_ONCE(sk->sk_max_ack_backlog, backlog);
 	room = take_room(ssk, &worker);
-	release_sock(sk);
+	ssa_unlock(ssk);
 	if (room)
 		ssa_worker_notify(worker, room);
 }
@@ -78,13 +80,13 @@ static void set_backlog(struct ssa_sock *ssk, int backlog)
 int ssa_sock_listen(struct socket *sock, int backlog)
 {
 	struct ssa_sock *ssk = ssa_sk(sock->sk);
-	struct sock *sk = sock->sk;
 	char *text = NULL;
 	int err;
 
 	if (mutex_lock_interruptible(&ssk->control))
 		return -ERESTARTSYS;
 	if (ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING) {
+		ssa_sockopt_mirror(ssk);
 		err = kernel_listen(ssk->endpoint, backlog);
 		if (!err)
 			set_backlog(ssk, backlog);
@@ -99,9 +101,9 @@ int ssa_sock_listen(struct socket *sock, int backlog)
 	set_backlog(ssk, backlog);
 	err = ssa_request_listen(ssk, &text);
 	if (text) {
-		lock_sock(sk);
+		ssa_lock(ssk);
 		swap(ssk->error_text, text);
-		release_sock(sk);
+		ssa_unlock(ssk);
 		kfree(text);
 	}
 	if (!err)
@@ -125,7 +127,7 @@ int ssa_sock_listening(struct ssa_sock *ssk)
 	struct sock *sk = ssa_to_sk(ssk);
 	int err = -ENOENT;
 
-	lock_sock(sk);
+	ssa_lock(ssk);
 	if (ssk->endpoint && !READ_ONCE(ssk->closing)) {
 		err = kernel_listen(ssk->endpoint, READ_ONCE(sk->sk_max_ack_backlog));
 		if (!err) {
@@ -133,16 +135,41 @@ int ssa_sock_listening(struct ssa_sock *ssk)
 			ssa_sock_set_state(ssk, SSA_SOCKET_STATE_LISTENING);
 		}
 	}
-	release_sock(sk);
+	ssa_unlock(ssk);
 	return err;
 }
 
-/* A clone of a listening socket, with nothing of its own yet. */
+/* What a clone must not share with the socket that it was made of. */
+static void unshare(struct sock *sk)
+{
+	struct inet_sock *inet = inet_sk(sk);
+#if IS_ENABLED(CONFIG_IPV6)
+	struct ipv6_pinfo *np;
+#endif
+
+	WRITE_ONCE(sk->sk_state, TCP_CLOSE);
+	WRITE_ONCE(sk->sk_ack_backlog, 0);
+	WRITE_ONCE(sk->sk_max_ack_backlog, 0);
+	spin_lock_init(&sk->sk_peer_lock);
+	atomic64_set(&sk->sk_cookie, 0);
+	/* A label of a security module; TCP makes it anew for a connection. */
+	RCU_INIT_POINTER(inet->inet_opt, NULL);
+	inet->mc_list = NULL;
+#if IS_ENABLED(CONFIG_IPV6)
+	if (sk->sk_family != AF_INET6)
+		return;
+	/* Of no use to a TLS socket but for what inet6_cleanup_sock() frees. */
+	np = &container_of(ssa_sk(sk), struct ssa6_sock, ssa)->inet6;
+	memset(np, 0, sizeof(*np));
+	inet->pinet6 = np;
+#endif
+}
+
+/* A clone of a listening socket, which is locked; with nothing of its own yet. */
 static struct ssa_sock *child_new(struct ssa_sock *ssk)
 {
 	struct ssa_sock *child;
 	struct sock *sk;
-	int err;
 
 	/* It takes the clone's spinlock as a softirq would. */
 	local_bh_disable();
@@ -155,6 +182,7 @@ static struct ssa_sock *child_new(struct ssa_sock *ssk)
 	if (!sk)
 		return ERR_PTR(-ENOMEM);
 	__sock_put(sk);		/* for a hash table, which we have none of */
+	unshare(sk);
 	child = ssa_sk(sk);
 	memset_after(child, 0, inet);
 	child->pid = ssk->pid;
@@ -163,17 +191,6 @@ static struct ssa_sock *child_new(struct ssa_sock *ssk)
 	memcpy(child->comm, ssk->comm, sizeof(child->comm));
 	child->server = true;
 	child->connect_reported = true;	/* there is none */
-#if IS_ENABLED(CONFIG_IPV6)
-	if (sk->sk_family == AF_INET6)
-		inet_sk(sk)->pinet6 = &container_of(child, struct ssa6_sock, ssa)->inet6;
-#endif
-	sk->sk_max_ack_backlog = 0;
-	sk->sk_ack_backlog = 0;
-	err = ssa_sock_setup(child);
-	if (err) {
-		sk_common_release(sk);
-		return ERR_PTR(err);
-	}
 	return child;
 }
 
@@ -184,7 +201,7 @@ static int child_connect(struct ssa_sock *child, struct ssa_result *res,
 	struct sock *sk = ssa_to_sk(child), *esk;
 	int err;
 
-	lock_sock(sk);
+	ssa_lock(child);
 	child->endpoint_file = res->endpoint;
 	res->endpoint = NULL;
 	child->endpoint = sock_from_file(child->endpoint_file);
@@ -208,7 +225,7 @@ static int child_connect(struct ssa_sock *child, struct ssa_result *res,
 	}
 	ssa_sock_set_state(child, SSA_SOCKET_STATE_CONNECTED);
 out:
-	release_sock(sk);
+	ssa_unlock(child);
 	return err;
 }
 
@@ -226,25 +243,29 @@ struct ssa_sock *ssa_listen_accepted(struct ssa_sock *ssk, struct sk_buff *skb,
 				     struct ssa_result *res)
 {
 	struct ssa_worker *worker = NULL;
-	struct sock *sk = ssa_to_sk(ssk);
 	struct ssa_sock *child;
 	int err;
 
-	lock_sock(sk);
+	ssa_lock(ssk);
 	if (ssa_state(ssk) != SSA_SOCKET_STATE_LISTENING) {
 		child = ERR_PTR(-ENOENT);
 	} else if (!ssa_worker_is(ssk->worker, skb)) {
 		child = ERR_PTR(-EPERM);
+	} else if (inet_sk(sock_from_file(res->endpoint)->sk)->inet_num !=
+		   inet_sk(ssk->endpoint->sk)->inet_num) {
+		child = ERR_PTR(-EINVAL);
 	} else {
 		child = child_new(ssk);
 		worker = ssk->worker;
 		refcount_inc(&worker->ref);
 	}
-	release_sock(sk);
+	ssa_unlock(ssk);
 	if (IS_ERR(child))
 		goto out;
 
-	err = child_connect(child, res, worker);
+	err = ssa_sock_setup(child);
+	if (!err)
+		err = child_connect(child, res, worker);
 	if (err) {
 		sk_common_release(ssa_to_sk(child));
 		child = ERR_PTR(err);
@@ -257,40 +278,71 @@ out:
 	return child;
 }
 
+/* Makes sure that a notice can be sent when there is room again. */
+static int owe_room(struct ssa_sock *ssk)
+{
+	struct sock *sk = ssa_to_sk(ssk);
+
+	lockdep_assert_held(&ssk->lock);
+	if (ssk->room || sk->sk_ack_backlog < sk->sk_max_ack_backlog)
+		return 0;
+	ssk->room = ssa_notice_new(ssk, SSA_CMD_ROOM);
+	return ssk->room ? 0 : -ENOMEM;
+}
+
+/* Consumes the reply. */
+static int reply_accepted(struct ssa_sock *ssk, struct ssa_sock *child, struct sk_buff *reply,
+			  void *hdr, struct genl_info *info)
+{
+	struct sock *sk = ssa_to_sk(ssk);
+
+	if (ssa_nl_put_u64(reply, SSA_A_SOCKET, child->id) ||
+	    nla_put_u32(reply, SSA_A_QUEUED, sk->sk_ack_backlog + 1) ||
+	    nla_put_u32(reply, SSA_A_BACKLOG, sk->sk_max_ack_backlog)) {
+		nlmsg_free(reply);
+		return -EMSGSIZE;
+	}
+	genlmsg_end(reply, hdr);
+	return genlmsg_reply(reply, info);
+}
+
 /**
  * ssa_listen_enqueue - let accept() have a socket
  * @ssk: the listening socket, referenced by the caller
  * @child: of ssa_listen_accepted(); consumed
- * @queued: gets how many wait for accept()
- * @backlog: gets how many may; with more the worker is owed SSA_CMD_ROOM
+ * @reply: begun; gets the number of @child, and how many wait for accept() and
+ *	may: above that the worker is owed SSA_CMD_ROOM; consumed
+ * @hdr: of @reply
+ * @info: of the worker's message
  *
- * Return: 0; -ENOENT if @ssk was closed in the meantime; -ENOMEM.
+ * Return: 0; -ENOENT if @ssk was closed in the meantime; -ENOMEM; the error of
+ * sending the reply.
  */
-int ssa_listen_enqueue(struct ssa_sock *ssk, struct ssa_sock *child, u32 *queued, u32 *backlog)
+int ssa_listen_enqueue(struct ssa_sock *ssk, struct ssa_sock *child, struct sk_buff *reply,
+		       void *hdr, struct genl_info *info)
 {
 	struct sock *sk = ssa_to_sk(ssk);
-	int err = 0;
+	int err;
 
-	lock_sock(sk);
-	if (ssa_state(ssk) != SSA_SOCKET_STATE_LISTENING) {
-		err = -ENOENT;
-	} else if (!ssk->room && sk->sk_ack_backlog >= READ_ONCE(sk->sk_max_ack_backlog)) {
-		/* Now, so that nothing can fail when there is room again. */
-		ssk->room = ssa_notice_new(ssk, SSA_CMD_ROOM);
-		if (!ssk->room)
-			err = -ENOMEM;
-	}
+	ssa_lock(ssk);
+	err = ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING ? owe_room(ssk) : -ENOENT;
+	/*
+	 * Before accept() can take the child: a worker that has no reply lets
+	 * go of the connection, and hears of no room before it was full.
+	 */
+	if (err)
+		nlmsg_free(reply);
+	else
+		err = reply_accepted(ssk, child, reply, hdr, info);
 	if (!err) {
 		list_add_tail(&child->queued, &ssk->queue);
 		sk_acceptq_added(sk);
-		*queued = sk->sk_ack_backlog;
-		*backlog = READ_ONCE(sk->sk_max_ack_backlog);
-		if (*queued <= *backlog) {
-			kfree(ssk->room);
-			ssk->room = NULL;
-		}
 	}
-	release_sock(sk);
+	if (!sk_acceptq_is_full(sk)) {
+		kfree(ssk->room);
+		ssk->room = NULL;
+	}
+	ssa_unlock(ssk);
 	if (err)
 		sk_common_release(ssa_to_sk(child));
 	else
@@ -298,11 +350,12 @@ int ssa_listen_enqueue(struct ssa_sock *ssk, struct ssa_sock *child, u32 *queued
 	return err;
 }
 
-static void queue_adopt(struct ssa_sock *ssk)
+/* The work owns a reference while it is queued. The caller has one of its own. */
+static void queue_adopt(struct ssa_sock *ssk, unsigned long delay)
 {
-	lockdep_assert(lockdep_sock_is_held(ssa_to_sk(ssk)));
-	if (queue_work(ssa_wq, &ssk->adopt))
-		sock_hold(ssa_to_sk(ssk));
+	sock_hold(ssa_to_sk(ssk));
+	if (mod_delayed_work(ssa_wq, &ssk->adopt, delay))
+		__sock_put(ssa_to_sk(ssk));	/* queued already */
 }
 
 /* Waits, the lock is held, until there is a connection in the queue. */
@@ -318,25 +371,25 @@ static int wait_for_connection(struct ssa_sock *ssk, long timeout)
 		err = 0;
 		if (!list_empty(&ssk->queue))
 			break;
-		err = sock_error(sk);
-		if (err)
-			break;
 		err = -EINVAL;
 		if (ssa_state(ssk) != SSA_SOCKET_STATE_LISTENING)
 			break;
 		if (!READ_ONCE(ssk->introduced))
-			queue_adopt(ssk);	/* a try has failed */
+			queue_adopt(ssk, 0);	/* a try has failed */
+		err = sock_error(sk);
+		if (err)
+			break;
 		err = -EAGAIN;
 		if (!timeout)
 			break;
 		err = sock_intr_errno(timeout);
 		if (signal_pending(current))
 			break;
-		release_sock(sk);
+		ssa_unlock(ssk);
 		timeout = schedule_timeout(timeout);
-		/* A mutex in lock_sock() may sleep: awake first. */
+		/* Locking may sleep: awake first. */
 		__set_current_state(TASK_RUNNING);
-		lock_sock(sk);
+		ssa_lock(ssk);
 	}
 	finish_wait(sk_sleep(sk), &wait);
 	return err;
@@ -349,7 +402,8 @@ static int wait_for_connection(struct ssa_sock *ssk, long timeout)
  * @flags: with O_NONBLOCK if the listening socket's file has it
  *
  * Return: 0; -EAGAIN, -EINTR as TCP's accept(); -EINVAL for a socket that does
- * not listen; -ECANCELED, once, if the daemon has refused to serve it any more.
+ * not listen; once, the error with which the daemon has refused to serve it
+ * any more, a new one after the death of its worker.
  */
 int ssa_sock_accept(struct socket *sock, struct socket *newsock, int flags)
 {
@@ -359,27 +413,29 @@ int ssa_sock_accept(struct socket *sock, struct socket *newsock, int flags)
 	struct ssa_worker *worker;
 	int err;
 
-	lock_sock(sk);
+	ssa_sockopt_mirror(ssk);
+	ssa_lock(ssk);
 	err = wait_for_connection(ssk, sock_rcvtimeo(sk, flags & O_NONBLOCK));
 	if (err) {
-		release_sock(sk);
+		ssa_unlock(ssk);
 		return err;
 	}
 	child = list_first_entry(&ssk->queue, struct ssa_sock, queued);
 	list_del_init(&child->queued);
 	sk_acceptq_removed(sk);
 	room = take_room(ssk, &worker);
-	release_sock(sk);
+	ssa_unlock(ssk);
 	if (room)
 		ssa_worker_notify(worker, room);
 
 	csk = ssa_to_sk(child);
 	ssa_sock_set_wait_class(newsock);
-	lock_sock(csk);
+	ssa_lock(child);
 	ssa_sock_set_owner(child);
 	sock_graft(csk, newsock);
+	WRITE_ONCE(child->endpoint->sk->sk_uid, csk->sk_uid);	/* as TCP's accept() */
 	newsock->state = SS_CONNECTED;
-	release_sock(csk);
+	ssa_unlock(child);
 	return 0;
 }
 
@@ -391,7 +447,7 @@ int ssa_sock_accept(struct socket *sock, struct socket *newsock, int flags)
  */
 void ssa_listen_adopt(struct work_struct *work)
 {
-	struct ssa_sock *ssk = container_of(work, struct ssa_sock, adopt);
+	struct ssa_sock *ssk = container_of(to_delayed_work(work), struct ssa_sock, adopt);
 	struct sock *sk = ssa_to_sk(ssk);
 	char *text = NULL;
 	int err;
@@ -402,10 +458,10 @@ void ssa_listen_adopt(struct work_struct *work)
 		goto out;
 
 	/* The new one does not know that the queue is full, if it is. */
-	lock_sock(sk);
+	ssa_lock(ssk);
 	kfree(ssk->room);
 	ssk->room = NULL;
-	release_sock(sk);
+	ssa_unlock(ssk);
 	do {
 		err = ssa_sock_introduce(ssk, &text);
 		/*
@@ -413,14 +469,21 @@ void ssa_listen_adopt(struct work_struct *work)
 		 * what is running here: then nothing else would try again.
 		 */
 	} while (err && ssa_worker_is_gone(ssk->worker) && ssa_worker_any());
-	if (err && !ssa_worker_is_gone(ssk->worker) && !READ_ONCE(ssk->closing)) {
-		/* Nobody serves it: the program is to know. */
-		lock_sock(sk);
-		swap(ssk->error_text, text);
-		WRITE_ONCE(sk->sk_err, ECANCELED);
-		release_sock(sk);
+	if (!err || ssa_worker_is_gone(ssk->worker) || READ_ONCE(ssk->closing))
+		goto out_text;
+	if (err == -ECANCELED || err == -ENOBUFS || err == -ENOMEM || err == -EINTR) {
+		/* No answer, or from a worker that is stopping: again, later. */
+		queue_adopt(ssk, ADOPT_RETRY);
+	} else {
+		/* Nobody will serve it: the program is to know. */
+		ssa_lock(ssk);
+		if (text)
+			swap(ssk->error_text, text);
+		WRITE_ONCE(sk->sk_err, -err);
+		ssa_unlock(ssk);
 		sk_error_report(sk);
 	}
+out_text:
 	kfree(text);
 out:
 	mutex_unlock(&ssk->control);
@@ -440,10 +503,10 @@ void ssa_listen_adopt_all(void)
 		 * Under the lock, so that ssa_listen_close() either finds the
 		 * work queued, or has closed the socket before.
 		 */
-		lock_sock(ssa_to_sk(ssk));
+		ssa_lock(ssk);
 		if (ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING)
-			queue_adopt(ssk);
-		release_sock(ssa_to_sk(ssk));
+			queue_adopt(ssk, 0);
+		ssa_unlock(ssk);
 		sock_put(ssa_to_sk(ssk));
 	}
 }
@@ -470,20 +533,23 @@ void ssa_listen_close(struct ssa_sock *ssk)
 	struct ssa_sock *child, *next;
 	LIST_HEAD(queue);
 
-	lock_sock(sk);
+	ssa_lock(ssk);
 	/* request_add() looks at it under the lock of its table. */
 	WRITE_ONCE(ssk->closing, true);
 	ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CLOSED);
 	list_splice_init(&ssk->queue, &queue);
 	kfree(ssk->room);
 	ssk->room = NULL;
-	release_sock(sk);
+	ssa_unlock(ssk);
 
 	/* So that the work does not make us wait for a worker. */
 	ssa_request_fail_socket(ssk);
-	if (cancel_work_sync(&ssk->adopt))
+	if (cancel_delayed_work_sync(&ssk->adopt))
 		sock_put(sk);
 	stop_endpoint(ssk->endpoint);
-	list_for_each_entry_safe(child, next, &queue, queued)
+	list_for_each_entry_safe(child, next, &queue, queued) {
+		/* Nobody is to wait for what nobody has accepted. */
+		sock_reset_flag(ssa_to_sk(child), SOCK_LINGER);
 		sk_common_release(ssa_to_sk(child));
+	}
 }

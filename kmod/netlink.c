@@ -71,29 +71,71 @@ int ssa_nl_put_socket(struct sk_buff *skb, struct ssa_sock *ssk)
 	return 0;
 }
 
+/* Without the endpoint's lock, under which kernel TLS reads a program's memory. */
+static int put_inet(struct sk_buff *skb, int attr, const struct sock *sk, bool remote)
+{
+	const struct inet_sock *inet = inet_sk(sk);
+	struct sockaddr_in sin = { .sin_family = AF_INET };
+
+	if (remote) {
+		sin.sin_port = READ_ONCE(inet->inet_dport);
+		sin.sin_addr.s_addr = READ_ONCE(inet->inet_daddr);
+	} else {
+		sin.sin_port = READ_ONCE(inet->inet_sport);
+		sin.sin_addr.s_addr = READ_ONCE(inet->inet_rcv_saddr) ?:
+				      READ_ONCE(inet->inet_saddr);
+	}
+	if (remote && !sin.sin_port)
+		return 0;
+	return nla_put(skb, attr, sizeof(sin), &sin);
+}
+
+#if IS_ENABLED(CONFIG_IPV6)
+static int put_inet6(struct sk_buff *skb, int attr, const struct sock *sk, bool remote)
+{
+	struct sockaddr_in6 sin6 = { .sin6_family = AF_INET6 };
+
+	if (remote) {
+		sin6.sin6_port = READ_ONCE(inet_sk(sk)->inet_dport);
+		sin6.sin6_addr = sk->sk_v6_daddr;
+	} else {
+		sin6.sin6_port = READ_ONCE(inet_sk(sk)->inet_sport);
+		sin6.sin6_addr = sk->sk_v6_rcv_saddr;
+		if (ipv6_addr_any(&sin6.sin6_addr))
+			sin6.sin6_addr = inet6_sk(sk)->saddr;
+	}
+	if (remote && !sin6.sin6_port)
+		return 0;
+	sin6.sin6_scope_id = ipv6_iface_scope_id(&sin6.sin6_addr, READ_ONCE(sk->sk_bound_dev_if));
+	return nla_put(skb, attr, sizeof(sin6), &sin6);
+}
+#else
+static int put_inet6(struct sk_buff *skb, int attr, const struct sock *sk, bool remote)
+{
+	return 0;
+}
+#endif
+
 /**
  * ssa_nl_put_address - an address of the endpoint, if it has one
  * @skb: the message
  * @attr: SSA_A_LOCAL_ADDRESS or SSA_A_REMOTE_ADDRESS
  * @ssk: the socket
- * @peer: as getname wants it; 2 gives that of a connection under way too
  *
- * In a call on the socket, or with its lock held.
+ * In a call on the socket, or with its lock held. What changes just now may be
+ * seen half changed, as in ss(8).
  *
  * Return: 0 or -EMSGSIZE.
  */
-int ssa_nl_put_address(struct sk_buff *skb, int attr, struct ssa_sock *ssk, int peer)
+int ssa_nl_put_address(struct sk_buff *skb, int attr, struct ssa_sock *ssk)
 {
-	struct sockaddr_storage address;
-	int len;
+	bool remote = attr == SSA_A_REMOTE_ADDRESS;
 
 	if (!ssk->endpoint)
 		return 0;
-	len = READ_ONCE(ssk->endpoint->ops)->getname(ssk->endpoint,
-						     (struct sockaddr *)&address, peer);
-	if (len < 0)
-		return 0;
-	return nla_put(skb, attr, len, &address);
+	if (ssa_to_sk(ssk)->sk_family == AF_INET6)
+		return put_inet6(skb, attr, ssk->endpoint->sk, remote);
+	return put_inet(skb, attr, ssk->endpoint->sk, remote);
 }
 
 /* Only the worker that was asked may answer. */
@@ -158,7 +200,10 @@ int ssa_nl_register_doit(struct sk_buff *skb, struct genl_info *info)
 		nlmsg_free(reply);
 		return err;
 	}
-	return genlmsg_reply(reply, info);
+	err = genlmsg_reply(reply, info);
+	/* After the reply, which else might find no room. */
+	ssa_listen_adopt_all();
+	return err;
 }
 
 int ssa_nl_endpoint_doit(struct sk_buff *skb, struct genl_info *info)
@@ -415,10 +460,8 @@ static int accepted(struct sk_buff *skb, struct genl_info *info, struct ssa_sock
 	struct ssa_result res = { .from_worker = true };
 	struct ssa_sock *child;
 	struct sk_buff *reply;
-	u32 queued, backlog;
 	void *hdr;
 	int err;
-	u64 id;
 
 	err = get_endpoint(info, ssk, &res) ?: get_connection(info, &res);
 	if (err)
@@ -432,19 +475,11 @@ static int accepted(struct sk_buff *skb, struct genl_info *info, struct ssa_sock
 		err = PTR_ERR(child);
 		goto out_reply;
 	}
-	id = child->id;
-	err = ssa_listen_enqueue(ssk, child, &queued, &backlog);
-	if (err)
-		goto out_reply;
-	if (ssa_nl_put_u64(reply, SSA_A_SOCKET, id) ||
-	    nla_put_u32(reply, SSA_A_QUEUED, queued) ||
-	    nla_put_u32(reply, SSA_A_BACKLOG, backlog)) {
-		err = -EMSGSIZE;
-		goto out_reply;
-	}
-	genlmsg_end(reply, hdr);
+	err = ssa_listen_enqueue(ssk, child, reply, hdr, info);
 	ssa_result_clear(&res);
-	return genlmsg_reply(reply, info);
+	if (err == -ENOENT)
+		NL_SET_ERR_MSG(info->extack, "the TLS socket was closed");
+	return err;
 
 out_reply:
 	nlmsg_free(reply);
@@ -454,6 +489,8 @@ out_reply:
 		NL_SET_ERR_MSG(info->extack, "the TLS socket is another process's");
 	else if (err == -ECONNABORTED)
 		NL_SET_ERR_MSG(info->extack, "the connection has no transport");
+	else if (err == -EINVAL)
+		NL_SET_ERR_MSG(info->extack, "the connection is not to the listening socket");
 out_clear:
 	ssa_result_clear(&res);
 	return err;
@@ -476,9 +513,9 @@ int ssa_nl_accepted_doit(struct sk_buff *skb, struct genl_info *info)
 		return -ENOENT;
 	}
 	sk = ssa_to_sk(ssk);
-	lock_sock(sk);
+	ssa_lock(ssk);
 	its = ssa_worker_is(ssk->worker, skb);
-	release_sock(sk);
+	ssa_unlock(ssk);
 	if (!its) {
 		NL_SET_ERR_MSG(info->extack, "the TLS socket is another process's");
 		err = -EPERM;
@@ -516,7 +553,7 @@ int ssa_nl_end_of_stream_doit(struct sk_buff *skb, struct genl_info *info)
 	}
 
 	sk = ssa_to_sk(ssk);
-	lock_sock(sk);
+	ssa_lock(ssk);
 	if (ssa_state(ssk) != SSA_SOCKET_STATE_CONNECTED) {
 		NL_SET_ERR_MSG(info->extack, "the TLS socket is closed");
 		err = -ENOENT;
@@ -531,7 +568,7 @@ int ssa_nl_end_of_stream_doit(struct sk_buff *skb, struct genl_info *info)
 			swap(ssk->error_text, text);
 		WRITE_ONCE(ssk->channel_end, end ? -(int)end : SSA_RX_CLOSE_NOTIFY);
 	}
-	release_sock(sk);
+	ssa_unlock(ssk);
 	sock_put(sk);
 	kfree(text);
 	return err;

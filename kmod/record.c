@@ -123,7 +123,6 @@ static const char *alert_name(u8 description)
 
 static __printf(2, 3) void set_text(struct ssa_sock *ssk, const char *text, ...)
 {
-	struct sock *sk = ssa_to_sk(ssk);
 	char *sentence;
 	va_list args;
 
@@ -131,9 +130,9 @@ static __printf(2, 3) void set_text(struct ssa_sock *ssk, const char *text, ...)
 	sentence = kvasprintf(GFP_KERNEL, text, args);
 	va_end(args);
 
-	lock_sock(sk);
+	ssa_lock(ssk);
 	ssa_sock_set_text(ssk, sentence ?: "");
-	release_sock(sk);
+	ssa_unlock(ssk);
 	kfree(sentence);
 }
 

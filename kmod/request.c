@@ -523,7 +523,7 @@ int ssa_request_bind(struct ssa_sock *ssk)
 	if (IS_ERR(req))
 		return PTR_ERR(req);
 	skb = request_message(req, ssk, nla_total_size(SSA_ADDRESS_MAX), &hdr);
-	if (!skb || ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, ssk, 0)) {
+	if (!skb || ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, ssk)) {
 		nlmsg_free(skb);
 		request_abort(req);
 		return -ENOMEM;
@@ -552,7 +552,7 @@ int ssa_request_listen(struct ssa_sock *ssk, char **text)
 		return PTR_ERR(req);
 	skb = request_message(req, ssk, nla_total_size(SSA_ADDRESS_MAX) +
 			      nla_total_size(sizeof(u32)), &hdr);
-	if (!skb || ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, ssk, 0) ||
+	if (!skb || ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, ssk) ||
 	    nla_put_u32(skb, SSA_A_BACKLOG, READ_ONCE(ssa_to_sk(ssk)->sk_max_ack_backlog))) {
 		nlmsg_free(skb);
 		request_abort(req);
@@ -593,7 +593,7 @@ int ssa_request_send_connect(struct ssa_request *req, const struct sockaddr_stor
 	len = remote->ss_family == AF_INET6 ? sizeof(struct sockaddr_in6)
 					    : sizeof(struct sockaddr_in);
 	skb = request_message(req, req->ssk, 2 * nla_total_size(SSA_ADDRESS_MAX), &hdr);
-	if (!skb || ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, req->ssk, 0) ||
+	if (!skb || ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, req->ssk) ||
 	    nla_put(skb, SSA_A_REMOTE_ADDRESS, len, remote)) {
 		nlmsg_free(skb);
 		return -ENOMEM;

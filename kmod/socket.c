@@ -27,7 +27,7 @@ static u32 next_id;
 static atomic_t nr_sockets = ATOMIC_INIT(0);
 
 /*
- * Of our own, since a TLS socket's locks are taken outside those of its
+ * Of our own, since the core takes a TLS socket's locks outside those of its
  * endpoint, which is a socket of the same family.
  */
 static struct lock_class_key slock_key, sk_lock_key, wait_key;
@@ -73,14 +73,14 @@ static const struct {
 
 /**
  * ssa_sock_set_state - change the state
- * @ssk: locked by lock_sock
+ * @ssk: locked
  * @state: of now on
  */
 void ssa_sock_set_state(struct ssa_sock *ssk, enum ssa_socket_state state)
 {
 	struct sock *sk = ssa_to_sk(ssk);
 
-	lockdep_assert(lockdep_sock_is_held(sk));
+	lockdep_assert_held(&ssk->lock);
 	WRITE_ONCE(sk->sk_state, seen_as[state].tcp_state);
 	if (sk->sk_socket)
 		sk->sk_socket->state = seen_as[state].syscall_state;
@@ -105,7 +105,7 @@ void ssa_facts_free(struct ssa_facts *facts)
 
 /**
  * ssa_sock_set_text - set the sentence of TLS_ERROR
- * @ssk: locked by lock_sock
+ * @ssk: locked
  * @text: copied
  */
 void ssa_sock_set_text(struct ssa_sock *ssk, const char *text)
@@ -165,27 +165,24 @@ u32 ssa_sock_count(void)
 
 static void set_text_locked(struct ssa_sock *ssk, const char *text)
 {
-	struct sock *sk = ssa_to_sk(ssk);
-
-	lock_sock(sk);
+	ssa_lock(ssk);
 	ssa_sock_set_text(ssk, text);
-	release_sock(sk);
+	ssa_unlock(ssk);
 }
 
 /* Changes the worker of a socket that no worker is asked about now. */
 static int choose_worker(struct ssa_sock *ssk)
 {
-	struct sock *sk = ssa_to_sk(ssk);
 	struct ssa_worker *worker, *old;
 
 	worker = ssa_worker_get();
 	if (!worker)
 		return -ECANCELED;
 	atomic_inc(&worker->sockets);
-	lock_sock(sk);
+	ssa_lock(ssk);
 	old = ssk->worker;
 	ssk->worker = worker;
-	release_sock(sk);
+	ssa_unlock(ssk);
 	if (old) {
 		atomic_dec(&old->sockets);
 		ssa_worker_put(old);
@@ -277,7 +274,7 @@ void ssa_sock_set_wait_class(struct socket *sock)
 
 /**
  * ssa_sock_set_owner - the socket is the current process's
- * @ssk: seen by nobody else, or locked by lock_sock
+ * @ssk: seen by nobody else, or locked
  */
 void ssa_sock_set_owner(struct ssa_sock *ssk)
 {
@@ -301,12 +298,13 @@ int ssa_sock_setup(struct ssa_sock *ssk)
 	sock_lock_init_class_and_name(ssa_to_sk(ssk), "slock-AF_INET-TLS", &slock_key,
 				      "sk_lock-AF_INET-TLS", &sk_lock_key);
 	mutex_init(&ssk->control);
+	mutex_init(&ssk->lock);
 	mutex_init(&ssk->rx_lock);
 	mutex_init(&ssk->mirror_lock);
 	INIT_LIST_HEAD(&ssk->settings);
 	INIT_LIST_HEAD(&ssk->queue);
 	INIT_LIST_HEAD(&ssk->queued);
-	INIT_WORK(&ssk->adopt, ssa_listen_adopt);
+	INIT_DELAYED_WORK(&ssk->adopt, ssa_listen_adopt);
 	atomic64_set(&ssk->sent, 0);
 	atomic64_set(&ssk->received, 0);
 
@@ -372,13 +370,12 @@ int ssa_sock_init(struct sock *sk)
  */
 struct file *ssa_sock_get_endpoint(struct ssa_sock *ssk, struct ssa_request *req)
 {
-	struct sock *sk = ssa_to_sk(ssk);
 	struct file *file = NULL;
 
-	lock_sock(sk);
+	ssa_lock(ssk);
 	if (ssk->endpoint_file && (req->cmd == SSA_CMD_LISTEN || ssk->connect == req))
 		file = get_file(ssk->endpoint_file);
-	release_sock(sk);
+	ssa_unlock(ssk);
 	return file;
 }
 
@@ -418,10 +415,10 @@ void ssa_sock_destroy(struct sock *sk)
 	 * A completion that has taken the connect request, but not the lock,
 	 * finds that it is not ours any more and gives up what it brought.
 	 */
-	lock_sock(sk);
+	ssa_lock(ssk);
 	req = ssk->connect;
 	ssk->connect = NULL;
-	release_sock(sk);
+	ssa_unlock(ssk);
 	if (req) {
 		ssa_request_cancel(req);
 		ssa_request_put(req);
@@ -429,14 +426,14 @@ void ssa_sock_destroy(struct sock *sk)
 
 	if (whole) {
 		ssa_transport_close(ssk);
-		lock_sock(sk);
+		ssa_lock(ssk);
 		ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CLOSED);
-		release_sock(sk);
+		ssa_unlock(ssk);
 		ssa_event(ssk, SSA_EVENT_KIND_CLOSED);
 	}
 
 	/* Who found the socket before it was unlisted can still look at it. */
-	lock_sock(sk);
+	ssa_lock(ssk);
 	endpoint_file = ssk->endpoint_file;
 	channel_file = ssk->channel_file;
 	worker = ssk->worker;
@@ -452,7 +449,7 @@ void ssa_sock_destroy(struct sock *sk)
 	ssk->error_text = NULL;
 	ssk->host_name = NULL;
 	ssa_settings_free(ssk);
-	release_sock(sk);
+	ssa_unlock(ssk);
 
 	if (worker) {
 		atomic_dec(&worker->sockets);
@@ -537,13 +534,13 @@ static int disconnect(struct ssa_sock *ssk)
 	enum ssa_socket_state state;
 	struct ssa_request *req;
 
-	lock_sock(sk);
+	ssa_lock(ssk);
 	state = ssa_state(ssk);
 	req = ssk->connect;
 	ssk->connect = NULL;
 	if (state == SSA_SOCKET_STATE_CONNECTING || state == SSA_SOCKET_STATE_CONNECTED)
 		ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CLOSED);
-	release_sock(sk);
+	ssa_unlock(ssk);
 
 	if (req) {
 		ssa_request_cancel(req);
@@ -566,7 +563,7 @@ static int connect_result(struct ssa_sock *ssk)
 	struct sock *sk = ssa_to_sk(ssk);
 	int err;
 
-	lock_sock(sk);
+	ssa_lock(ssk);
 	if (ssk->connect_reported) {
 		err = connect_errno[ssa_state(ssk)];
 	} else {
@@ -575,7 +572,7 @@ static int connect_result(struct ssa_sock *ssk)
 								: ssk->connect_error;
 		sk->sk_err = 0;	/* returned now, so not to SO_ERROR again */
 	}
-	release_sock(sk);
+	ssa_unlock(ssk);
 	return err;
 }
 
@@ -620,16 +617,16 @@ static int connect_begin(struct ssa_sock *ssk, struct sockaddr *addr, int len)
 	 * Both under the lock: once the request is made the worker's death
 	 * completes it, and ssa_sock_connected() must find it in the socket.
 	 */
-	lock_sock(sk);
+	ssa_lock(ssk);
 	req = ssa_request_connect(ssk);
 	if (IS_ERR(req)) {
-		release_sock(sk);
+		ssa_unlock(ssk);
 		return PTR_ERR(req);
 	}
 	ssk->connect = req;	/* the reference that we were given */
 	refcount_inc(&req->ref);
 	ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CONNECTING);
-	release_sock(sk);
+	ssa_unlock(ssk);
 
 	/* As the caller, so that its rights and its namespace decide. */
 	err = kernel_connect(ssk->endpoint, (struct sockaddr *)&remote, len, O_NONBLOCK);
@@ -715,14 +712,14 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 	struct ssa_worker *forgotten = NULL;
 	int err = res->error;
 
-	lock_sock(sk);
+	ssa_lock(ssk);
 	/*
 	 * Closed or torn down since: close(), connect(AF_UNSPEC) or shutdown()
 	 * took the request out of the socket. What the daemon brought is freed
 	 * by the caller.
 	 */
 	if (ssk->connect != req) {
-		release_sock(sk);
+		ssa_unlock(ssk);
 		return;
 	}
 	ssk->connect = NULL;
@@ -754,7 +751,7 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 	ssa_settings_free(ssk);
 	if (res->from_worker && ssk->kind != SSA_TRANSPORT_CHANNEL)
 		swap(forgotten, ssk->worker);
-	release_sock(sk);
+	ssa_unlock(ssk);
 	if (forgotten)
 		atomic_dec(&forgotten->sockets);
 	ssa_worker_put(forgotten);

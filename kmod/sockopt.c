@@ -186,7 +186,6 @@ static char *set_error_text(const struct option *opt, int err)
 static int set_option(struct ssa_sock *ssk, const struct option *opt, sockptr_t val,
 		      unsigned int len)
 {
-	struct sock *sk = ssa_to_sk(ssk);
 	char *text = NULL, *host_name = NULL;
 	struct ssa_setting *set;
 	int err;
@@ -224,9 +223,9 @@ static int set_option(struct ssa_sock *ssk, const struct option *opt, sockptr_t 
 		settings_add(ssk, set, opt);
 		set = NULL;
 		if (host_name) {
-			lock_sock(sk);
+			ssa_lock(ssk);
 			swap(ssk->host_name, host_name);
-			release_sock(sk);
+			ssa_unlock(ssk);
 		}
 	}
 	kfree(host_name);
@@ -237,9 +236,9 @@ out_free:
 		setting_free(set);
 out_text:
 	if (text) {
-		lock_sock(sk);
+		ssa_lock(ssk);
 		swap(ssk->error_text, text);
-		release_sock(sk);
+		ssa_unlock(ssk);
 		kfree(text);
 	}
 	return err;
@@ -360,17 +359,16 @@ static int put_string(const char *value, int room, char __user *val, int __user 
 	return put_value(value, strlen(value) + 1, room, val, len);
 }
 
-/* A string that lock_sock protects. */
+/* A string that the lock protects. */
 static int put_locked_string(struct ssa_sock *ssk, char **where, int room,
 			     char __user *val, int __user *len)
 {
-	struct sock *sk = ssa_to_sk(ssk);
 	char *copy;
 	int err;
 
-	lock_sock(sk);
+	ssa_lock(ssk);
 	copy = kstrdup(*where ?: "", GFP_KERNEL);
-	release_sock(sk);
+	ssa_unlock(ssk);
 	if (!copy)
 		return -ENOMEM;
 	err = put_string(copy, room, val, len);

@@ -8,9 +8,11 @@
  *   ssa_sock.control    mutex: one bind, listen, connect or option call at a
  *                       time on a socket; held while a request is answered
  *   ssa_sock.rx_lock    mutex: one control record of a ktls transport at a time
- *   lock_sock(TLS)      state and what a program may ask for; never held while
- *                       waiting for the daemon; a listening socket's before
- *                       that of one in its queue
+ *   ssa_sock.lock       mutex: state and what a program may ask for; never held
+ *                       while waiting for the daemon or touching a program's
+ *                       memory, since the daemon and dumps of others take it.
+ *                       So it is not lock_sock(TLS), under which the core reads
+ *                       the values of SOL_SOCKET options
  *   ssa_sock.mirror_lock  mutex: one copying of SOL_SOCKET options at a time
  *   lock_sock(endpoint) the kernel's own
  *   xa_lock of the two tables, ssa_worker_lock: spinlocks, innermost
@@ -19,7 +21,7 @@
  * moment each is made until ssa_sock_destroy(), which no call on the file
  * outlasts: such a call needs no lock to follow the pointers. Everybody else
  * (the daemon's commands, dumps, events) has a reference to the struct sock
- * only, and looks under lock_sock, where a closed socket has neither. A
+ * only, and looks under ssa_sock.lock, where a closed socket has neither. A
  * listening socket owns those in its queue until accept() takes them.
  */
 #ifndef _SSA_H
@@ -113,8 +115,9 @@ struct ssa_sock {
 	char comm[TASK_COMM_LEN];
 
 	struct mutex control;		/* see above */
+	struct mutex lock;		/* see above */
 
-	/* Written under lock_sock; read with acquire semantics anywhere. */
+	/* Written under lock; read with acquire semantics anywhere. */
 	enum ssa_socket_state state;
 	struct socket *endpoint;
 	struct file *endpoint_file;
@@ -123,7 +126,7 @@ struct ssa_sock {
 	enum ssa_transport kind;
 	wait_queue_entry_t wait;
 
-	/* Under lock_sock. */
+	/* Under lock. */
 	struct ssa_request *connect;	/* under way, holds a reference */
 	bool connect_reported;		/* connect() has no result to return */
 	int connect_error;
@@ -133,7 +136,7 @@ struct ssa_sock {
 
 	/*
 	 * Under control while the state is NEW or LISTENING; then under
-	 * lock_sock, and only to be dropped. The worker is changed under both.
+	 * lock, and only to be dropped. The worker is changed under both.
 	 */
 	struct list_head settings;
 	u32 nr_settings;
@@ -143,10 +146,10 @@ struct ssa_sock {
 	struct ssa_notice *close;	/* so that CLOSE needs no memory */
 	bool closing;			/* makes no request any more (request.c) */
 
-	/* A listening socket's, under its lock_sock; sk_ack_backlog counts. */
+	/* A listening socket's, under its lock; sk_ack_backlog counts. */
 	struct list_head queue;		/* for accept() */
 	struct ssa_notice *room;	/* owed to the worker; NULL if none is */
-	struct work_struct adopt;
+	struct delayed_work adopt;
 	/* In a listening socket's queue, and under the lock of that one. */
 	struct list_head queued;
 
@@ -180,6 +183,16 @@ static inline struct ssa_sock *ssa_sk(const struct sock *sk)
 static inline struct sock *ssa_to_sk(struct ssa_sock *ssk)
 {
 	return &ssk->inet.sk;
+}
+
+static inline void ssa_lock(struct ssa_sock *ssk)
+{
+	mutex_lock(&ssk->lock);
+}
+
+static inline void ssa_unlock(struct ssa_sock *ssk)
+{
+	mutex_unlock(&ssk->lock);
 }
 
 static inline enum ssa_socket_state ssa_state(struct ssa_sock *ssk)
@@ -217,7 +230,8 @@ int ssa_sock_listening(struct ssa_sock *ssk);
 int ssa_sock_accept(struct socket *sock, struct socket *newsock, int flags);
 struct ssa_sock *ssa_listen_accepted(struct ssa_sock *ssk, struct sk_buff *skb,
 				     struct ssa_result *res);
-int ssa_listen_enqueue(struct ssa_sock *ssk, struct ssa_sock *child, u32 *queued, u32 *backlog);
+int ssa_listen_enqueue(struct ssa_sock *ssk, struct ssa_sock *child, struct sk_buff *reply,
+		       void *hdr, struct genl_info *info);
 void ssa_listen_adopt_all(void);
 void ssa_listen_adopt(struct work_struct *work);
 void ssa_listen_close(struct ssa_sock *ssk);
@@ -342,7 +356,7 @@ static inline int ssa_nl_put_u64(struct sk_buff *skb, int attr, u64 value)
 
 struct sk_buff *ssa_nl_new(u8 cmd, size_t payload, void **hdr);
 int ssa_nl_put_socket(struct sk_buff *skb, struct ssa_sock *ssk);
-int ssa_nl_put_address(struct sk_buff *skb, int attr, struct ssa_sock *ssk, int peer);
+int ssa_nl_put_address(struct sk_buff *skb, int attr, struct ssa_sock *ssk);
 
 /* event.c: what is known and what happens, for those who watch */
 int ssa_nl_put_state(struct sk_buff *skb, struct ssa_sock *ssk);

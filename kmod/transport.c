@@ -95,7 +95,7 @@ bool ssa_transport_ktls_ready(struct sock *sk)
 
 /**
  * ssa_transport_attach - give a socket its transport
- * @ssk: connecting, locked by lock_sock
+ * @ssk: connecting, locked
  * @res: the daemon's answer; a channel is taken out of it
  *
  * Return: 0; -ECONNABORTED if kernel TLS is not in place: no byte may leave
@@ -183,9 +183,9 @@ int ssa_transport_shutdown(struct ssa_sock *ssk, int how)
 	struct sock *sk = ssa_to_sk(ssk);
 
 	/* First, so that no data is written behind the alert. */
-	lock_sock(sk);
+	ssa_lock(ssk);
 	WRITE_ONCE(sk->sk_shutdown, sk->sk_shutdown | how);
-	release_sock(sk);
+	ssa_unlock(ssk);
 	if (how & SEND_SHUTDOWN && ssk->kind == SSA_TRANSPORT_KTLS && send_close_notify(ssk))
 		return -EINTR;
 	return kernel_sock_shutdown(ssk->transport, how - 1);
@@ -454,10 +454,10 @@ static int rx_ended(struct ssa_sock *ssk)
 		return 0;	/* the program asked for it */
 	}
 	if (!end) {
-		lock_sock(sk);
+		ssa_lock(ssk);
 		ssa_sock_set_text(ssk,
 				  "The peer's stream ended without close_notify; data may be missing.");
-		release_sock(sk);
+		ssa_unlock(ssk);
 		end = -ECONNRESET;
 	}
 	WRITE_ONCE(ssk->rx_end, end);
@@ -496,9 +496,9 @@ static int rx_broken(struct ssa_sock *ssk, int err)
 
 	if (mutex_lock_interruptible(&ssk->rx_lock))
 		return -ERESTARTSYS;
-	lock_sock(sk);
+	ssa_lock(ssk);
 	ssa_sock_set_text(ssk, "The peer sent a TLS record that is malformed or forged.");
-	release_sock(sk);
+	ssa_unlock(ssk);
 	/* Kernel TLS sends nothing, and so no alert, while an error stands. */
 	cmpxchg(&tsk->sk_err, -err, 0);
 	ssa_record_fail(ssk, err == -EMSGSIZE ? SSA_ALERT_RECORD_OVERFLOW

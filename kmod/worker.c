@@ -35,8 +35,14 @@ bool ssa_worker_is_gone(struct ssa_worker *worker)
 	return READ_ONCE(worker->dead) || sock_flag(worker->netlink, SOCK_DEAD);
 }
 
+/* One that does not answer has ever more requests. */
+static int load(struct ssa_worker *worker)
+{
+	return atomic_read(&worker->sockets) + atomic_read(&worker->pending);
+}
+
 /**
- * ssa_worker_get - the worker that has the fewest sockets
+ * ssa_worker_get - the worker that has the fewest sockets and requests
  *
  * Return: a reference, or NULL when there is none.
  */
@@ -48,7 +54,7 @@ struct ssa_worker *ssa_worker_get(void)
 	list_for_each_entry(worker, &workers, list) {
 		if (ssa_worker_is_gone(worker))
 			continue;
-		if (!found || atomic_read(&worker->sockets) < atomic_read(&found->sockets))
+		if (!found || load(worker) < load(found))
 			found = worker;
 	}
 	if (found)
@@ -120,7 +126,9 @@ bool ssa_worker_is(struct ssa_worker *worker, struct sk_buff *skb)
  * @worker: referenced by the caller
  * @skb: the whole message; consumed in every case
  *
- * Does not sleep for room in the worker's buffer.
+ * Does not sleep for room in the worker's buffer. Half of it is kept for the
+ * kernel's answers: once one message found no room, netlink drops all others as
+ * well until the worker has read everything.
  *
  * Return: 0; -EAGAIN if the worker's buffer is full; -ECONNREFUSED or another
  * error of netlink_unicast() if it is gone.
@@ -131,6 +139,11 @@ int ssa_worker_send(struct ssa_worker *worker, struct sk_buff *skb)
 	if (ssa_worker_is_gone(worker)) {
 		nlmsg_free(skb);
 		return -ECONNREFUSED;
+	}
+	if (atomic_read(&worker->netlink->sk_rmem_alloc) >
+	    READ_ONCE(worker->netlink->sk_rcvbuf) / 2) {
+		nlmsg_free(skb);
+		return -EAGAIN;
 	}
 	return genlmsg_unicast(&init_net, skb, worker->portid);
 }
@@ -252,9 +265,12 @@ static bool register_locked(struct ssa_worker *worker)
 	struct ssa_worker *other;
 
 	lockdep_assert_held(&ssa_worker_lock);
-	list_for_each_entry(other, &workers, list)
+	list_for_each_entry(other, &workers, list) {
+		if (ssa_worker_is_gone(other))
+			continue;
 		if (other->daemon != worker->daemon || other->netlink == worker->netlink)
 			return false;
+	}
 	list_add_tail(&worker->list, &workers);
 	return true;
 }
@@ -298,8 +314,6 @@ int ssa_worker_register(struct sk_buff *skb, u32 daemon, struct netlink_ext_ack 
 		NL_SET_ERR_MSG(extack, "a daemon is registered already");
 		return -EBUSY;
 	}
-	/* Those that have waited for a worker. */
-	ssa_listen_adopt_all();
 	return 0;
 }
 

@@ -32,6 +32,8 @@ from ssad.context import Notes, attach
 
 _READ = 256 * 1024  # bytes to ask a socket for at once
 _RECORD = records.PLAINTEXT_MAX  # OpenSSL gives the plaintext of one record at a time
+# Records without data, as session tickets, that are passed over before others get their turn.
+_WITHOUT_DATA_MAX = 64
 # What the peer still sends after the program closed is read, so that our FIN is not overtaken by
 # a reset, but not for ever.
 _DISCARD_MAX = 4 * 1024 * 1024
@@ -284,18 +286,23 @@ class _Incoming:
         self.on_read()
 
     def _read(self) -> None:
-        length = 0
+        length = without_data = 0
         end: tuple[int, str] | None = None
         try:
             # Always with room for a whole record: what OpenSSL kept of one, no poll would tell of.
             while length <= _READ - _RECORD:
-                record = self._connection.recv_into(_inbox[length:], _RECORD)
+                try:
+                    record = self._connection.recv_into(_inbox[length:], _RECORD)
+                except (SSL.WantReadError, SSL.WantWriteError):
+                    # There is no more; or a record held no data, and more may follow it.
+                    without_data += 1
+                    if without_data > _WITHOUT_DATA_MAX or not self._poll.poll(0):
+                        break
+                    continue
                 length += record
                 # A short message mostly comes alone, and to ask costs less than to try to read.
                 if length == record < _RECORD and not self._poll.poll(0):
                     break
-        except (SSL.WantReadError, SSL.WantWriteError):
-            pass
         except SSL.ZeroReturnError:
             end = 0, ""
         except SSL.Error as error:

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 # More than OpenSSL takes of a peer's certificates (SSL_CTX_set_max_cert_list(3)), which are most
 # of what a peer sends at once.
 _FLIGHT_MAX = 256 * 1024
+# A handshake takes about ten, and some more if certificates are long. OpenSSL itself passes over
+# some kinds of message without end.
+_RECORDS_MAX = 1000
 
 
 @dataclass(slots=True)
@@ -91,7 +94,11 @@ class Establisher:
                 raise errors.deadline(limit) from error
             connection = Connection(result, endpoint)
             if not self._install_ktls(endpoint, result):
-                connection.program, connection.relay = socket_pair()
+                try:
+                    connection.program, connection.relay = socket_pair()
+                except OSError as error:
+                    text = f"No channel could be made: {error.strerror}."
+                    raise HandshakeError(errno.ECONNABORTED, text) from error
             cleanup.pop_all()
             return connection
 
@@ -125,8 +132,16 @@ async def _shake_hands(
     first = handshake.start()
     if first:
         await _send(loop, endpoint, first)
+    received = 0
     while not handshake.done:
         record = await read_record(loop, endpoint)
+        received += 1
+        if received > _RECORDS_MAX:
+            raise HandshakeError(
+                errno.EPROTO, f"The peer sent more than {_RECORDS_MAX} records in its handshake."
+            )
+        # What is there already is read without waiting: others, and the deadline, get their turn.
+        await asyncio.sleep(0)
         try:
             answer = handshake.receive_record(record)
         except HandshakeError:

@@ -37,6 +37,7 @@ from ssad.settings import (
 from ssad.trust import TrustStore
 
 # openssl/ssl.h: SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_MODE_NO_AUTO_CHAIN, SSL_OP_PRIORITIZE_CHACHA.
+_AUTO_RETRY = 0x4  # SSL_MODE_AUTO_RETRY, likewise
 _ENABLE_PARTIAL_WRITE = 0x1
 _NO_AUTO_CHAIN = 0x8
 _PRIORITIZE_CHACHA = 1 << 21
@@ -159,7 +160,7 @@ class ServerContexts:
             trusted = trust.trusted(settings, policy)
         make = _ContextMaker(settings, policy, trusted, uid)
         first = settings.identities[0]
-        alike = (_covering(settings.identities, name) for name in _names(first)[:1])
+        alike = (_covering(make.by_name, name) for name in _names(first)[:1])
         default = _first_of_each_kind((first, *itertools.chain.from_iterable(alike)))
         self._context = make.default(default)
 
@@ -187,24 +188,24 @@ class _ContextMaker:
         self._trusted = trusted
         self._store: crypto.X509Store | None = None
         self._session_id = _session_id(settings, policy, trusted, uid)
-        self._made: dict[frozenset[Identity], SSL.Context | None] = {}
+        self._made: dict[frozenset[int], SSL.Context | None] = {}  # by the identities' id()s
+        self.by_name: dict[str, list[Identity]] = {}
+        for one in settings.identities:
+            for name in _names(one):
+                self.by_name.setdefault(name, []).append(one)
 
     def default(self, identities: tuple[Identity, ...]) -> SSL.Context:
         """Make the context that connections begin with, which finds the others by name."""
         # Names that stay with it have no context, or else it would refer to itself, and its
         # private keys would outlive the listener until the next garbage collection.
-        self._made[frozenset(identities)] = None
-        contexts = {
-            name: self._context(_covering(self._settings.identities, name))
-            for one in self._settings.identities
-            for name in _names(one)
-        }
+        self._made[frozenset(map(id, identities))] = None
+        contexts = {name: self._context(_covering(self.by_name, name)) for name in self.by_name}
         context = self._new(identities)
         context.set_tlsext_servername_callback(_name_chooser(contexts))
         return context
 
     def _context(self, identities: tuple[Identity, ...]) -> SSL.Context | None:
-        key = frozenset(identities)
+        key = frozenset(map(id, identities))
         if key not in self._made:
             self._made[key] = self._new(identities)
         return self._made[key]
@@ -268,11 +269,11 @@ def _session_id(
     return hashlib.sha256(repr(alike).encode()).digest()
 
 
-def _covering(identities: tuple[Identity, ...], name: str) -> tuple[Identity, ...]:
+def _covering(by_name: dict[str, list[Identity]], name: str) -> tuple[Identity, ...]:
     """Return those that are for a name, one of each kind: with this very name if there is one,
     else with a wildcard."""
     return _first_of_each_kind(
-        one for form in (name, _wildcard(name)) for one in identities if form in _names(one)
+        one for form in (name, _wildcard(name)) for one in by_name.get(form, ())
     )
 
 
@@ -388,7 +389,9 @@ def _use(context: SSL.Context, one: Identity) -> None:
         with open(os.memfd_create("chain"), "w+b", buffering=0) as file:  # noqa: PTH123
             file.write(one.chain)
             context.use_certificate_chain_file(f"/proc/self/fd/{file.fileno()}")
-        key = load_pem_private_key(one.private_key, password=None)
+        key = load_pem_private_key(
+            one.private_key, password=None, unsafe_skip_rsa_key_validation=True
+        )
         context.use_privatekey(key)  # type: ignore[arg-type]
     except SSL.Error as error:
         own = x509.load_pem_x509_certificate(one.chain)
@@ -443,6 +446,8 @@ def attach(connection: SSL.Connection, endpoint: socket.socket) -> None:
     """
     if not _lib.SSL_set_fd(connection._ssl, endpoint.fileno()):
         raise MemoryError
+    # Else one read of ours goes on for as long as the peer sends tickets or KeyUpdates.
+    _lib.SSL_clear_mode(connection._ssl, _AUTO_RETRY)
     connection._socket = endpoint
     # OpenSSL has freed these; pyOpenSSL knows by None that there are none.
     connection._into_ssl = connection._from_ssl = None

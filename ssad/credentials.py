@@ -26,6 +26,12 @@ _KINDS = {
 }
 
 
+# More of these would cost time that all others wait; what is in use has far less.
+_RSA_BITS_MAX = 8192
+_CHAIN_MAX = 16
+_NAMES_MAX = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A certificate chain and its key: what a socket can show of itself."""
@@ -47,10 +53,16 @@ def load_chain(value: bytes) -> bytes:
         else:
             chain = [x509.load_der_x509_certificate(value)]
         chain[0].public_key()
+        names = len(_names(chain[0]).dns)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise _invalid(
             "TLS_CERTIFICATE_CHAIN holds no PEM or DER certificate, or one that can't be read."
         ) from error
+    if len(chain) > _CHAIN_MAX or names > _NAMES_MAX:
+        raise _invalid(
+            f"TLS_CERTIFICATE_CHAIN holds {len(chain)} certificates, the first one for {names} "
+            f"host names; {_CHAIN_MAX} and {_NAMES_MAX} are the most."
+        )
     _check_order(chain)
     return b"".join(c.public_bytes(serialization.Encoding.PEM) for c in chain)
 
@@ -170,10 +182,17 @@ def _names(certificate: x509.Certificate) -> Names:
 
 
 def _load_private_key(value: bytes) -> PrivateKeyTypes:
+    # To prove that an RSA key's primes are prime takes seconds, or hours for one that was made so;
+    # a wrong key does its owner no good, whose handshakes fail.
     try:
         if _is_pem(value):
-            return serialization.load_pem_private_key(value, password=None)
-        return serialization.load_der_private_key(value, password=None)
+            key = serialization.load_pem_private_key(
+                value, password=None, unsafe_skip_rsa_key_validation=True
+            )
+        else:
+            key = serialization.load_der_private_key(
+                value, password=None, unsafe_skip_rsa_key_validation=True
+            )
     except TypeError as error:
         # How cryptography says that a password is wanted.
         raise _invalid(
@@ -183,6 +202,11 @@ def _load_private_key(value: bytes) -> PrivateKeyTypes:
     except (ValueError, UnsupportedAlgorithm) as error:
         # The error's own text is left out: it could quote the key.
         raise _invalid("TLS_PRIVATE_KEY holds no readable PEM or DER private key.") from error
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size > _RSA_BITS_MAX:
+        raise _invalid(
+            f"TLS_PRIVATE_KEY is an RSA key of {key.key_size} bits; {_RSA_BITS_MAX} are the most."
+        )
+    return key
 
 
 def _is_pem(value: bytes) -> bool:

@@ -6,6 +6,13 @@ from __future__ import annotations
 import errno
 import os
 
+from ssad.wire import TEXT_MAX, clip
+
+
+def printable(text: str) -> str:
+    """Return text that others have chosen so that it does a terminal or a log no harm."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
 
 class Refused(Exception):
     """A program's request can't be granted. `errno` is what its call fails with."""
@@ -14,7 +21,7 @@ class Refused(Exception):
         super().__init__(errno, text)
         self.errno = errno
         # Certificates and peers choose parts of it, terminals and logs show it.
-        self.text = "".join(c if c.isprintable() else "?" for c in text)
+        self.text = clip(printable(text), TEXT_MAX)
 
     def __str__(self) -> str:
         return self.text

@@ -22,6 +22,7 @@ from ssad.errors import HandshakeError
 from ssad.keys import KernelKeys, Suite
 from ssad.policy import TLS_1_2, TLS_1_3, VERSION_NAMES, Policy
 from ssad.settings import AUTH_REQUIRED, Settings
+from ssad.wire import CHAIN_MAX
 
 _FLIGHT = 65536  # read from OpenSSL at once
 _VERSION_NAMES = {0x0300: "SSL 3.0", 0x0301: "TLS 1.0", 0x0302: "TLS 1.1", **VERSION_NAMES}
@@ -161,13 +162,20 @@ class Handshake(abc.ABC):
     def _conclude(self, output: bytes) -> Result:
         connection = self._connection
         chain = self._verified_chain()
+        # By OpenSSL, which does not mind what is in the ones that were of no use.
+        pem = b"".join(crypto.dump_certificate(crypto.FILETYPE_PEM, c) for c in chain)
+        if len(pem) > CHAIN_MAX:
+            raise HandshakeError(
+                errno.EPROTO,
+                f"The certificate chain of the {self._peer} has {len(pem)} bytes as PEM; "
+                f"{CHAIN_MAX} are the most.",
+            )
         return Result(
             version=connection.get_protocol_version(),
             cipher=connection.get_cipher_name() or "",
             alpn=self._chosen_alpn(),
             peer_identity=identity.subject(chain[0].to_cryptography()) if chain else "",
-            # By OpenSSL, which does not mind what is in the ones that were of no use.
-            peer_chain=b"".join(crypto.dump_certificate(crypto.FILETYPE_PEM, c) for c in chain),
+            peer_chain=pem,
             server_name=self._server_name(),
             resumed=resumed(connection),
             keys=self._kernel_keys(output),

@@ -198,7 +198,10 @@ class Link:
         header = _HEADER.pack(
             _HEADER.size + len(payload), kind, _NLM_F_REQUEST | flags, self._sequence, 0
         )
-        self._socket.send(header + payload)
+        try:
+            self._socket.send(header + payload)
+        except OSError as error:
+            raise LinkError(error.errno or errno.EIO, "") from error
         return self._sequence
 
     def _answers(self, sequence: int) -> Iterator[_Raw]:

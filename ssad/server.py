@@ -14,7 +14,7 @@ from ssad.channel import Channel
 from ssad.connect import Connector
 from ssad.connection import Connection, Establisher
 from ssad.context import ServerContexts, TicketContexts
-from ssad.errors import Refused
+from ssad.errors import Refused, printable
 from ssad.handshake import ServerHandshake
 from ssad.link import Link, LinkError, MessagesLost
 from ssad.listener import Bound, Listener
@@ -145,9 +145,8 @@ class Server:
     def _on_socket(self, asked: Attributes) -> Attributes:
         if self._stopping.is_set():
             raise Refused(errno.ECANCELED, _STOPPING)
-        self._sockets.add(
-            Socket(asked["socket"], asked.get("pid", 0), asked["uid"], asked.get("comm", ""))
-        )
+        comm = printable(asked.get("comm", ""))
+        self._sockets.add(Socket(asked["socket"], asked.get("pid", 0), asked["uid"], comm))
         return {"error": 0}
 
     def _on_bind(self, asked: Attributes) -> Attributes:

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ssad.address import parse_sockaddr
+from ssad.errors import printable
 from ssad.link import Link, MessagesLost
 from ssad.policy import VERSION_NAMES
 from ssad.wire import Attributes, Command, EventKind
@@ -207,11 +208,6 @@ def _events(link: Link) -> Iterator[Attributes]:
 
 def _now() -> dt.datetime:
     return dt.datetime.now().astimezone()
-
-
-def printable(text: str) -> str:
-    """Return text that others have chosen so that it does a terminal no harm."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _address(attributes: Attributes, name: str) -> str:

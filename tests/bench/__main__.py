@@ -13,9 +13,9 @@ from types import FrameType
 import click
 
 from tests.bench import profile
-from tests.bench.guest import PROFILED_CONNECTS
-from tests.bench.plan import ROWS
-from tests.bench.table import Table
+from tests.bench.plan import CLIENTS, KTLS, PROFILED_HANDSHAKES, ROW_NAMES, SERVER_KTLS, SERVERS
+from tests.bench.record import profile_path
+from tests.bench.table import Tables
 from tests.peers import pki
 from vm import guest, kernels, module
 from vm.errors import RunnerError
@@ -25,18 +25,26 @@ BUILD = ROOT / "build"
 RESULTS = BUILD / "results" / "bench"
 
 _KERNEL = "6.12"
-_DEADLINE = 15 * 60  # seconds of the host: the guest's own clock leaps over idle time
+_DEADLINE = 30 * 60  # seconds of the host: the guest's own clock leaps over idle time
+_MEMORY = "4G"  # thousands of idle connections, and files that processes have mapped
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--repeats", default=3, show_default=True, help="Runs of each cell.")
 @click.option("--cipher", default="TLS_AES_128_GCM_SHA256", show_default=True)
-def main(repeats: int, cipher: str) -> None:
+@click.option(
+    "--row",
+    "rows",
+    multiple=True,
+    type=click.Choice(ROW_NAMES),
+    help="Measure this row; may be given more than once.  [default: all]",
+)
+def main(repeats: int, cipher: str, rows: tuple[str, ...]) -> None:
     """Measure TLS sockets against what else there is, in instructions of a guest."""
     signal.signal(signal.SIGALRM, _too_late)
     signal.alarm(_DEADLINE)
     kernel = kernels.find(_KERNEL)
-    _say(f"building the load generator and the module for {kernel.release}")
+    _say(f"building the load generators and the module for {kernel.release}")
     programs = BUILD / "bench"
     programs.mkdir(parents=True, exist_ok=True)
     source = Path(__file__).parent
@@ -49,31 +57,36 @@ def main(repeats: int, cipher: str) -> None:
         modules=module.tree(kernel, built, BUILD / f"modules-{kernel.release}"),
         results=RESULTS,
         cpus=1,
+        memory=_MEMORY,
         icount=True,
     )
     _say(f"booting, then measuring every cell {repeats} times; this takes some minutes")
     # No deadline in the guest: its clock leaps.
     command = ["python3", "-m", "tests.bench.guest", str(programs), str(repeats), cipher]
+    command += rows or ROW_NAMES
     outcome = guest.run(machine, command, _environment(), 0)
     for complaint in outcome.complaints:
         _say(complaint)
     if outcome.complaints or outcome.status != 0:
         sys.exit(1)
-    table = Table((RESULTS / "cells.json").read_text().splitlines())
-    table.write(RESULTS)
-    profiles = _profiles()
+    tables = Tables((RESULTS / "cells.json").read_text().splitlines())
+    tables.write(RESULTS)
+    profiles = _profiles(tables)
     (RESULTS / "profile.txt").write_text(profiles)
-    print(f"\n{profiles}\n{table.text()}")
-    _say(f"stored in {RESULTS}: table.txt, table.csv, table.json, profile.txt")
+    print(f"\n{profiles}\n{tables.text()}")
+    _say(f"stored in {RESULTS}: table.txt, table.csv, table.json, idle.csv, profile.txt")
 
 
-def _profiles() -> str:
-    """Where the daemon's share of a connect goes."""
-    return "\n".join(
-        profile.text(RESULTS / f"{row.name}.prof", row.title, PROFILED_CONNECTS)
-        for row in ROWS
-        if row.load == "connect"
-    )
+def _profiles(tables: Tables) -> str:
+    """Where the daemon's share of a handshake goes, of the rows that were measured."""
+    texts = []
+    for part, column in ((CLIENTS, KTLS), (SERVERS, SERVER_KTLS)):
+        for row in part.rows:
+            path = profile_path(RESULTS, row)
+            if path.exists():
+                took = tables.share(row, column, "daemon")
+                texts.append(profile.text(path, row.title, PROFILED_HANDSHAKES, took))
+    return "\n".join(texts)
 
 
 def _environment() -> dict[str, str]:

@@ -7,14 +7,10 @@
  *
  * ROW is send, receive, sendfile (N bytes in pieces of BYTES), pingpong
  * (N round trips of BYTES), connect or socket (N operations). The first part
- * (--warm) is not measured. It prints one line of JSON: the count, the
- * nanoseconds that the machine was busy and those that have passed, and for
- * every watched process the CPU time that it took of them.
+ * (--warm) is not measured. It prints one line of JSON: see meter.h.
  *
- * What is measured is the whole machine, server and all: on one CPU it is
- * what the operation costs. Time in which the CPU was idle is not counted.
- * Before and after, outside of it, the same path carries 256 KiB both
- * ways with a checksum; a wrong byte or count ends the run with an error.
+ * Before and after, outside of what is measured, the same path carries 256 KiB
+ * both ways with a checksum; a wrong byte or count ends the run with an error.
  */
 #include <err.h>
 #include <fcntl.h>
@@ -25,26 +21,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "client.h"
+#include "meter.h"
 #include "wire.h"
 
-#define WATCHED_MAX	4
 #define CHECK_BYTES	(4 * BENCH_BUFFER)
-
-struct watched {
-	const char *name;
-	clockid_t clock;
-};
-
-struct moment {
-	uint64_t arrived;	/* CLOCK_MONOTONIC before it settled */
-	uint64_t left;		/* the same at the end */
-	uint64_t busy;
-	uint64_t watched[WATCHED_MAX];
-};
 
 static struct {
 	enum via via;
@@ -55,60 +38,11 @@ static struct {
 	const char *roots;
 	const char *host;
 	const char *row;
-	struct watched watched[WATCHED_MAX];
-	unsigned int watched_count;
 } run;
 
 static unsigned char pattern[BENCH_BUFFER];
 static unsigned char buffer[BENCH_BUFFER];
 static int file = -1;		/* CHECK_BYTES or more of pattern, in memory */
-
-static uint64_t read_clock(clockid_t clock)
-{
-	struct timespec now;
-
-	if (clock_gettime(clock, &now))
-		err(1, "the clock of a process that is watched cannot be read");
-	return now.tv_sec * 1000000000ull + now.tv_nsec;
-}
-
-/*
- * Nanoseconds that CPU 0 has spent in tasks other than the idle one, up to
- * the last switch: the seventh figure of its line (see sched-stats.rst).
- */
-static uint64_t read_busy(void)
-{
-	uint64_t busy;
-	FILE *stats = fopen("/proc/schedstat", "r");
-
-	if (!stats)
-		err(1, "/proc/schedstat cannot be read");
-	if (fscanf(stats, "version %*u timestamp %*u cpu0 %*u %*u %*u %*u %*u %*u %" SCNu64,
-		   &busy) != 1)
-		errx(1, "/proc/schedstat has a form that is not known here");
-	fclose(stats);
-	return busy;
-}
-
-/*
- * The sleep lets everybody finish what has been started (a daemon its
- * clean-up after a close, for example), makes the figures current, and costs
- * nothing, because an idle CPU is not counted.
- */
-static struct moment take_moment(void)
-{
-	const struct timespec settle = { .tv_nsec = 200000000 };
-	struct moment moment;
-	unsigned int i;
-
-	moment.arrived = read_clock(CLOCK_MONOTONIC);
-	nanosleep(&settle, NULL);
-	moment.busy = read_busy();
-	for (i = 0; i < run.watched_count; i++)
-		moment.watched[i] = read_clock(run.watched[i].clock);
-	moment.left = read_clock(CLOCK_MONOTONIC);
-	return moment;
-}
 
 static void command(struct client *client, enum bench_op op, uint64_t total, bool checked)
 {
@@ -261,19 +195,6 @@ static void make_file(uint64_t length)
 			err(1, "the file cannot be written");
 }
 
-static void watch(char *argument)
-{
-	struct watched *watched = &run.watched[run.watched_count++];
-	char *pid = strchr(argument, '=');
-
-	if (run.watched_count > WATCHED_MAX || !pid)
-		errx(2, "--watch wants NAME=PID, at most %d times", WATCHED_MAX);
-	*pid++ = '\0';
-	watched->name = argument;
-	if (clock_getcpuclockid(atoi(pid), &watched->clock))
-		errx(1, "there is no process %s to watch", pid);
-}
-
 static void parse(int argc, char **argv)
 {
 	static const struct option options[] = {
@@ -317,7 +238,7 @@ static void parse(int argc, char **argv)
 			run.warm = strtoull(optarg, NULL, 10);
 			break;
 		case 'W':
-			watch(optarg);
+			meter_watch_argument(optarg);
 			break;
 		default:
 			errx(2, "see the comment at the top of load.c");
@@ -335,7 +256,6 @@ int main(int argc, char **argv)
 	struct moment before, after;
 	const struct row *row;
 	struct client client;
-	unsigned int i;
 
 	parse(argc, argv);
 	row = find_row(run.row);
@@ -353,20 +273,15 @@ int main(int argc, char **argv)
 			client_no_delay(&client);
 	}
 	row->work(&client, run.warm);
-	before = take_moment();
+	before = meter_read();
 	row->work(&client, run.count);
-	after = take_moment();
+	after = meter_read();
 	if (row->connected) {
 		bench_fill(pattern);
 		check_bytes(&client);
 		client_close(&client);
 	}
 
-	printf("{\"count\": %" PRIu64 ", \"busy\": %" PRIu64 ", \"passed\": %" PRIu64,
-	       run.count, after.busy - before.busy, after.arrived - before.left);
-	for (i = 0; i < run.watched_count; i++)
-		printf(", \"%s\": %" PRIu64, run.watched[i].name,
-		       after.watched[i] - before.watched[i]);
-	puts("}");
+	meter_print(run.count, &before, &after);
 	return 0;
 }

@@ -584,3 +584,29 @@ async def test_what_came_with_the_answer_to_register_is_not_forgotten(pki: Pki) 
         assert completion == {"request": 1, "error": 0}
         server.stop()
         await task
+
+
+async def test_a_peer_that_floods_does_not_keep_others_waiting(worker: Worker, pki: Pki) -> None:
+    port = await worker.listen(pki)
+    hello_request = b"\x16\x03\x03\x00\x04" + bytes(4)
+
+    def flood() -> None:
+        with socket.create_connection(("127.0.0.1", port)) as peer, contextlib.suppress(OSError):
+            for _ in range(200):
+                peer.sendall(hello_request * 1000)
+
+    def flood_client() -> None:
+        with listener.accept()[0] as peer, contextlib.suppress(OSError):
+            for _ in range(200):
+                peer.sendall(hello_request * 1000)
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    await worker.open(2)
+    request = worker.begin_connect(listener.getsockname()[1], 2)
+    flooding = [asyncio.to_thread(flood), asyncio.to_thread(flood_client)]
+    completion, accepted, *_ = await asyncio.gather(
+        worker.completion(request), worker.accepted(), *flooding
+    )
+    listener.close()
+    assert completion["error"] == accepted["error"] == errno.EPROTO
+    assert "more than 1000 records" in completion["text"]

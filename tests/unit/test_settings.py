@@ -582,3 +582,31 @@ def test_other_options_are_not_implemented(option: TlsOption) -> None:
 
 def test_openssl_knows_every_cipher_of_the_default_policy() -> None:
     assert set(POLICY.cipher_names()) <= known_ciphers()
+
+
+def test_a_key_that_is_too_long_is_refused_without_being_proved(pki: Pki) -> None:
+    prime = 2**11213 - 1  # to prove that it is one takes minutes
+    other = 2**9941 - 1
+    exponent = 65537
+    private = pow(exponent, -1, (prime - 1) * (other - 1))
+    numbers = (0, prime * other, exponent, private, prime, other)
+    rest = (private % (prime - 1), private % (other - 1), pow(other, -1, prime))
+    body = b"".join(map(_der_integer, (*numbers, *rest)))
+    key = b"\x30" + _der_length(len(body)) + body
+    sock = Settings()
+    sock.set(TlsOption.TLS_CERTIFICATE_CHAIN, pki.rsa.chain.read_bytes(), Policy())
+    with pytest.raises(Refused, match="21154 bits") as refused:
+        sock.set(TlsOption.TLS_PRIVATE_KEY, key, Policy())
+    assert refused.value.errno == errno.EINVAL
+
+
+def _der_integer(number: int) -> bytes:
+    content = number.to_bytes(number.bit_length() // 8 + 1)
+    return b"\x02" + _der_length(len(content)) + content
+
+
+def _der_length(length: int) -> bytes:
+    if length < 0x80:
+        return bytes([length])
+    size = (length.bit_length() + 7) // 8
+    return bytes([0x80 | size]) + length.to_bytes(size)
