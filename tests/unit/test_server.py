@@ -603,10 +603,14 @@ async def test_a_peer_that_floods_does_not_keep_others_waiting(worker: Worker, p
     listener = socket.create_server(("127.0.0.1", 0))
     await worker.open(2)
     request = worker.begin_connect(listener.getsockname()[1], 2)
-    flooding = [asyncio.to_thread(flood), asyncio.to_thread(flood_client)]
-    completion, accepted, *_ = await asyncio.gather(
-        worker.completion(request), worker.accepted(), *flooding
-    )
+    flooding = asyncio.gather(asyncio.to_thread(flood), asyncio.to_thread(flood_client))
+    ends: dict[Command, Attributes] = {}
+    while len(ends) < 2:
+        command, told = await asyncio.to_thread(worker.kernel.next)
+        if command in {Command.COMPLETE, Command.ACCEPTED}:
+            ends[command] = told
+    await flooding
     listener.close()
-    assert completion["error"] == accepted["error"] == errno.EPROTO
-    assert "more than 1000 records" in completion["text"]
+    assert ends[Command.COMPLETE]["request"] == request
+    assert {told["error"] for told in ends.values()} == {errno.EPROTO}
+    assert "more than 1000 records" in ends[Command.COMPLETE]["text"]
