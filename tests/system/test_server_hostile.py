@@ -510,11 +510,11 @@ def resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_10000_handshakes_that_fail(
     daemon: Daemon, listener: TlsListener, pki: Pki, clients_in_c: Path, measured: Measured
 ) -> None:
-    count, seconds = 10_000, 25
+    count, seconds = 10_000, 300
     watch = Stopwatch(listener, pki.root)
     with served(listener, echo_all):
         watch.median(3)
@@ -535,7 +535,7 @@ def test_10000_handshakes_that_fail(
         f"{done} in {took:.0f} s; a good client {during * 1000:.0f} ms, alone "
         f"{before * 1000:.0f} ms; the daemon has grown by {grown / 1024:.0f} KiB",
     )
-    assert done > 100
+    assert done == count
     assert worker_pids() == pids
     assert grown < 8 << 20
     await_condition(
