@@ -27,7 +27,6 @@ from tests.system.program import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import ExitStack
 
     from tests.peers.hostile import Peer
     from tests.peers.pki import Pki
@@ -182,10 +181,3 @@ def test_a_socket_that_is_not_connected_has_no_stream(how: int) -> None:
         refused(errno.ENOTCONN, lambda: sock.recv(1))
         refused(errno.ENOTCONN, lambda: sock.shutdown(how))
         refused(errno.ENOTCONN, sock.getpeername)
-
-
-def test_a_socket_cannot_listen_or_accept_yet(stack: ExitStack) -> None:
-    sock = stack.enter_context(tls_socket())
-    sock.bind(("127.0.0.1", 0))
-    refused(errno.EOPNOTSUPP, sock.listen)
-    refused(errno.EOPNOTSUPP, sock.accept)
