@@ -527,6 +527,14 @@ static int rx_once(struct ssa_sock *ssk, struct socket *transport, struct msghdr
 		ret = READ_ONCE(transport->ops)->recvmsg(transport, msg, len, flags);
 		if (likely(ret > 0))
 			return ret;
+		/*
+		 * After shutdown() both ways TCP resets at whatever the peer
+		 * still says, be it close_notify. To who asked for the end it
+		 * is the end.
+		 */
+		if (ret == -ECONNRESET &&
+		    READ_ONCE(ssa_to_sk(ssk)->sk_shutdown) == SHUTDOWN_MASK)
+			return 0;
 		if (ret == -EIO && ssk->kind == SSA_TRANSPORT_KTLS) {
 			ret = rx_control(ssk, -EIO, &idle);
 			if (ret)
