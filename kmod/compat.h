@@ -10,11 +10,19 @@
 #include <linux/mm_types.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
+#include <linux/socket.h>
+#include <linux/tcp.h>
 #include <linux/version.h>
+#include <net/net_namespace.h>
+#include <net/sock.h>
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0)
 /* Before MSG_SPLICE_PAGES, splice and sendfile wrote by ->sendpage(). */
 #define SSA_HAVE_SENDPAGE
+#define SSA_MSG_SPLICE 0
+#else
+/* How splice and sendfile say that a write is theirs. */
+#define SSA_MSG_SPLICE (MSG_SPLICE_PAGES | MSG_SENDPAGE_NOPOLICY)
 #endif
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
@@ -29,6 +37,27 @@
 
 #ifndef __counted_by
 #define __counted_by(...)
+#endif
+
+/* Options that the oldest kernel has no name for. */
+#ifndef SO_PASSPIDFD
+#define SO_PASSPIDFD		76
+#define SO_PEERPIDFD		77
+#endif
+#ifndef SO_DEVMEM_LINEAR
+#define SO_DEVMEM_LINEAR	78
+#define SO_DEVMEM_DMABUF	79
+#define SO_DEVMEM_DONTNEED	80
+#endif
+#ifndef TCP_AO_ADD_KEY
+#define TCP_AO_ADD_KEY		38
+#define TCP_AO_DEL_KEY		39
+#define TCP_AO_INFO		40
+#define TCP_AO_GET_KEYS		41
+#define TCP_AO_REPAIR		42
+#endif
+#ifndef TCP_IS_MPTCP
+#define TCP_IS_MPTCP		43
 #endif
 
 /**
@@ -52,6 +81,38 @@ static inline struct file *ssa_exe_file(void)
 #endif
 	rcu_read_unlock();
 	return file;
+}
+
+/**
+ * ssa_hold_netns - let a socket hold its network namespace
+ * @sk: of the kernel, so that it may not; seen by nobody else
+ *
+ * Kernels that have sk_net_refcnt_upgrade() account for more than its absence
+ * lets others do, so it is looked for by Kbuild. Return: 0; -ENONET if the namespace
+ * is on its way out.
+ */
+static inline int ssa_hold_netns(struct sock *sk)
+{
+	struct net *net = sock_net(sk);
+
+	if (sk->sk_net_refcnt)
+		return 0;
+	if (!maybe_get_net(net))
+		return -ENONET;
+#ifdef SSA_HAVE_SK_NET_REFCNT_UPGRADE
+	/* It takes a reference of its own. */
+	sk_net_refcnt_upgrade(sk);
+	put_net(net);
+	return 0;
+#endif
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
+	/* Those that hold it not are tracked apart. */
+	__netns_tracker_free(net, &sk->ns_tracker, false);
+#endif
+	netns_tracker_alloc(net, &sk->ns_tracker, GFP_KERNEL);
+	sk->sk_net_refcnt = 1;
+	sock_inuse_add(net, 1);
+	return 0;
 }
 
 #endif

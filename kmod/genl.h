@@ -17,6 +17,7 @@ int ssa_nl_module_get_doit(struct sk_buff *skb, struct genl_info *info);
 int ssa_nl_worker_get_dumpit(struct sk_buff *skb, struct netlink_callback *cb);
 int ssa_nl_socket_get_dumpit(struct sk_buff *skb, struct netlink_callback *cb);
 int ssa_nl_accepted_doit(struct sk_buff *skb, struct genl_info *info);
+int ssa_nl_leave_doit(struct sk_buff *skb, struct genl_info *info);
 
 /* Indices of the multicast groups, for genlmsg_multicast(). */
 enum {
@@ -28,7 +29,7 @@ enum {
  * policy refuses every attribute, and one with a policy those that it does not
  * list.
  */
-extern const struct genl_ops ssa_nl_ops[8];
+extern const struct genl_ops ssa_nl_ops[9];
 extern const struct genl_multicast_group ssa_nl_mcgrps[1];
 
 #endif /* _SSA_GENL_H */

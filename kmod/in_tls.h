@@ -56,7 +56,7 @@
 /* Protocols to offer, in order, as h2,http/1.1; get: the chosen one. */
 #define TLS_ALPN			90
 
-/* Seconds that a session may be resumed. */
+/* Seconds after its full handshake that a session may be resumed. */
 #define TLS_SESSION_TTL			91
 
 /* Cipher not to use. */
@@ -83,25 +83,31 @@
 /* Sentence that says why the last operation failed. */
 #define TLS_ERROR			100
 
-/* 0 or 1. */
+/* 1: every check of revocation; 0: none. Get: 1 if there is any. */
 #define TLS_REVOCATION_CHECKS		102
 
-/* 0 or 1. */
+/* 1: check the OCSP response that a server staples, and want one. */
 #define TLS_OCSP_STAPLED_CHECKS		103
 
-/* 0 or 1. */
+/* 1: ask the OCSP responders that the peer's certificates name. */
 #define TLS_OCSP_CHECKS			104
 
-/* 0 or 1. */
+/* 1: look into the CRLs that the peer's certificates name. */
 #define TLS_CRL_CHECKS			105
 
-/* 0 or 1. */
+/* 1: answers may be used again while they are valid; 0: ask each time. */
 #define TLS_CACHED_REV_CHECKS		106
 
-/* Number (u64) of a socket whose settings and session cache are taken over. */
+/*
+ * Number (u64) of a socket of the same user whose settings and sessions are
+ * taken.
+ */
 #define TLS_CONTEXT			107
 
-/* 0 or 1. */
+/*
+ * 0 or 1: keep the sessions of connections that this socket makes, and resume
+ * them.
+ */
 #define TLS_SESSION_REUSE		108
 
 /* 1 if the connection resumed a session. */
@@ -119,7 +125,7 @@
 /* Version of the connection. */
 #define TLS_VERSION_CONN		113
 
-/* 0 or 1. */
+/* 1: a listening socket staples OCSP responses to its certificates. */
 #define TLS_SERVER_OCSP_STAPLING	122
 
 /* Text: ktls or channel. */

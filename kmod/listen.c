@@ -16,9 +16,9 @@
  * Nothing finished is dropped: the worker is told how full the queue is, stops
  * accepting when it is full, and hears when it has room again.
  *
- * A listening socket outlives its worker: the endpoint goes on to listen, and
- * its work (adopt) introduces the socket to another worker, or to the next one
- * that registers.
+ * A listening socket outlives its worker, be it that this dies or leaves: the
+ * endpoint goes on to listen, and its work (adopt) introduces the socket to
+ * another worker, or to the next one that registers.
  */
 
 #include <linux/slab.h>
@@ -27,14 +27,6 @@
 #include "ssa.h"
 
 #define ADOPT_RETRY	HZ
-
-/* As in socket.c. */
-static const int listen_errno[] = {
-	[SSA_SOCKET_STATE_CONNECTING]	= -EINVAL,
-	[SSA_SOCKET_STATE_CONNECTED]	= -EINVAL,
-	[SSA_SOCKET_STATE_CLOSED]	= -EOPNOTSUPP,
-	[SSA_SOCKET_STATE_FAILED]	= -EBADFD,
-};
 
 /* Takes the notice that is owed to a worker, with a reference to it. */
 static struct ssa_notice *take_room(struct ssa_sock *ssk, struct ssa_worker **worker)
@@ -92,7 +84,7 @@ int ssa_sock_listen(struct socket *sock, int backlog)
 			set_backlog(ssk, backlog);
 		goto out_unlock;
 	}
-	err = listen_errno[ssa_state(ssk)];
+	err = ssa_state_errno(ssa_state(ssk), SSA_CALL_LISTEN);
 	if (!err)
 		err = ssa_sock_introduce(ssk, NULL);
 	if (err)
@@ -100,12 +92,7 @@ int ssa_sock_listen(struct socket *sock, int backlog)
 	ssa_sockopt_mirror(ssk);
 	set_backlog(ssk, backlog);
 	err = ssa_request_listen(ssk, &text);
-	if (text) {
-		ssa_lock(ssk);
-		swap(ssk->error_text, text);
-		ssa_unlock(ssk);
-		kfree(text);
-	}
+	ssa_sock_take_text(ssk, text);
 	if (!err)
 		ssa_event(ssk, SSA_EVENT_KIND_LISTENING);
 out_unlock:
@@ -133,6 +120,7 @@ int ssa_sock_listening(struct ssa_sock *ssk)
 		if (!err) {
 			ssk->connect_reported = true;	/* there is none */
 			ssa_sock_set_state(ssk, SSA_SOCKET_STATE_LISTENING);
+			ssa_levels_free(ssk);
 		}
 	}
 	ssa_unlock(ssk);
@@ -189,6 +177,7 @@ static struct ssa_sock *child_new(struct ssa_sock *ssk)
 	child->uid = ssk->uid;
 	child->gid = ssk->gid;
 	memcpy(child->comm, ssk->comm, sizeof(child->comm));
+	child->switches = READ_ONCE(ssk->switches);
 	child->server = true;
 	child->connect_reported = true;	/* there is none */
 	return child;
@@ -196,7 +185,7 @@ static struct ssa_sock *child_new(struct ssa_sock *ssk)
 
 /* Connects a child to what the worker brought. */
 static int child_connect(struct ssa_sock *child, struct ssa_result *res,
-			 struct ssa_worker *worker)
+			 struct ssa_worker *worker, const struct cred *counted)
 {
 	struct sock *sk = ssa_to_sk(child), *esk;
 	int err;
@@ -212,8 +201,11 @@ static int child_connect(struct ssa_sock *child, struct ssa_result *res,
 	WRITE_ONCE(sk->sk_bound_dev_if, READ_ONCE(esk->sk_bound_dev_if));
 	/* The worker has accepted it, for the program. */
 	WRITE_ONCE(esk->sk_uid, sk->sk_uid);
+	ssa_mirror_init(child);
 
-	err = ssa_transport_attach(child, res);
+	err = res->kind == SSA_TRANSPORT_CHANNEL ? ssa_user_count(child, counted) : 0;
+	if (!err)
+		err = ssa_transport_attach(child, res);
 	if (err)
 		goto out;
 	swap(child->facts, res->facts);
@@ -230,42 +222,67 @@ out:
 }
 
 /**
+ * ssa_listen_worker - the worker that brings something for a listening socket
+ * @ssk: the socket, referenced by the caller; not locked
+ * @skb: the worker's message
+ *
+ * One that leaves brings what it has accepted, while another serves the socket.
+ *
+ * Return: a reference, or NULL if it is not for the sender to do so.
+ */
+struct ssa_worker *ssa_listen_worker(struct ssa_sock *ssk, struct sk_buff *skb)
+{
+	struct ssa_worker *worker = ssa_worker_of(skb);
+	bool its;
+
+	if (!worker)
+		return NULL;
+	ssa_lock(ssk);
+	its = ssk->worker == worker || READ_ONCE(worker->leaving);
+	ssa_unlock(ssk);
+	if (its)
+		return worker;
+	ssa_worker_put(worker);
+	return NULL;
+}
+
+/**
  * ssa_listen_accepted - make a TLS socket of a connection that a worker brings
  * @ssk: the listening socket, referenced by the caller
- * @skb: the worker's message
+ * @worker: of ssa_listen_worker()
  * @res: what it brings; what is used of it is taken out
  *
  * Return: the socket, for ssa_listen_enqueue(); or an ERR_PTR: -ENOENT if @ssk
- * does not listen; -EPERM if it is another worker's; -ENOMEM; -ECONNABORTED as
- * ssa_transport_attach().
+ * does not listen; -EINVAL if the connection is not to it; -EMFILE if the
+ * daemon is to relay it and the user of @ssk has too many; -ENOMEM;
+ * -ECONNABORTED as ssa_transport_attach().
  */
-struct ssa_sock *ssa_listen_accepted(struct ssa_sock *ssk, struct sk_buff *skb,
+struct ssa_sock *ssa_listen_accepted(struct ssa_sock *ssk, struct ssa_worker *worker,
 				     struct ssa_result *res)
 {
-	struct ssa_worker *worker = NULL;
+	struct sock *connection = sock_from_file(res->endpoint)->sk;
+	const struct cred *counted = NULL;
 	struct ssa_sock *child;
 	int err;
 
 	ssa_lock(ssk);
 	if (ssa_state(ssk) != SSA_SOCKET_STATE_LISTENING) {
 		child = ERR_PTR(-ENOENT);
-	} else if (!ssa_worker_is(ssk->worker, skb)) {
-		child = ERR_PTR(-EPERM);
-	} else if (inet_sk(sock_from_file(res->endpoint)->sk)->inet_num !=
-		   inet_sk(ssk->endpoint->sk)->inet_num) {
+	} else if (connection->sk_family != ssk->endpoint->sk->sk_family ||
+		   inet_sk(connection)->inet_num != inet_sk(ssk->endpoint->sk)->inet_num) {
 		child = ERR_PTR(-EINVAL);
 	} else {
 		child = child_new(ssk);
-		worker = ssk->worker;
-		refcount_inc(&worker->ref);
+		if (!IS_ERR(child))
+			counted = get_cred(ssk->counted);
 	}
 	ssa_unlock(ssk);
 	if (IS_ERR(child))
-		goto out;
+		return child;
 
 	err = ssa_sock_setup(child);
 	if (!err)
-		err = child_connect(child, res, worker);
+		err = child_connect(child, res, worker, counted);
 	if (err) {
 		sk_common_release(ssa_to_sk(child));
 		child = ERR_PTR(err);
@@ -274,7 +291,7 @@ struct ssa_sock *ssa_listen_accepted(struct ssa_sock *ssk, struct sk_buff *skb,
 	ssa_sock_publish(child);
 	ssa_event(child, SSA_EVENT_KIND_ACCEPTED);
 out:
-	ssa_worker_put(worker);
+	put_cred(counted);
 	return child;
 }
 
@@ -324,6 +341,7 @@ int ssa_listen_enqueue(struct ssa_sock *ssk, struct ssa_sock *child, struct sk_b
 	struct sock *sk = ssa_to_sk(ssk);
 	int err;
 
+	ssa_window(SSA_WINDOW_BRINGING);
 	ssa_lock(ssk);
 	err = ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING ? owe_room(ssk) : -ENOENT;
 	/*
@@ -342,17 +360,28 @@ int ssa_listen_enqueue(struct ssa_sock *ssk, struct ssa_sock *child, struct sk_b
 		kfree(ssk->room);
 		ssk->room = NULL;
 	}
+	/* Under the lock, so that it comes before the end of the socket. */
+	if (!err)
+		ssa_upcall(ssk, SSA_UPCALL_DATA_READY);
 	ssa_unlock(ssk);
-	if (err)
+	if (err) {
+		/* This is the worker, which is not to wait for the client. */
+		sock_reset_flag(ssa_to_sk(child), SOCK_LINGER);
 		sk_common_release(ssa_to_sk(child));
-	else
-		sk->sk_data_ready(sk);
+	}
 	return err;
 }
 
-/* The work owns a reference while it is queued. The caller has one of its own. */
+/*
+ * The work owns a reference while it is queued. The caller has one of its own.
+ * Under the lock, so that ssa_listen_close() either finds the work queued, or has
+ * closed the socket before.
+ */
 static void queue_adopt(struct ssa_sock *ssk, unsigned long delay)
 {
+	lockdep_assert_held(&ssk->lock);
+	if (ssa_state(ssk) != SSA_SOCKET_STATE_LISTENING)
+		return;
 	sock_hold(ssa_to_sk(ssk));
 	if (mod_delayed_work(ssa_wq, &ssk->adopt, delay))
 		__sock_put(ssa_to_sk(ssk));	/* queued already */
@@ -371,8 +400,8 @@ static int wait_for_connection(struct ssa_sock *ssk, long timeout)
 		err = 0;
 		if (!list_empty(&ssk->queue))
 			break;
-		err = -EINVAL;
-		if (ssa_state(ssk) != SSA_SOCKET_STATE_LISTENING)
+		err = ssa_state_errno(ssa_state(ssk), SSA_CALL_ACCEPT);
+		if (err)
 			break;
 		if (!READ_ONCE(ssk->introduced))
 			queue_adopt(ssk, 0);	/* a try has failed */
@@ -427,6 +456,7 @@ int ssa_sock_accept(struct socket *sock, struct socket *newsock, int flags)
 	ssa_unlock(ssk);
 	if (room)
 		ssa_worker_notify(worker, room);
+	ssa_window(SSA_WINDOW_ACCEPTING);
 
 	csk = ssa_to_sk(child);
 	ssa_sock_set_wait_class(newsock);
@@ -440,10 +470,10 @@ int ssa_sock_accept(struct socket *sock, struct socket *newsock, int flags)
 }
 
 /**
- * ssa_listen_adopt - find a worker for a listening socket that has none
+ * ssa_listen_adopt - find a worker for a listening socket that has none that stays
  * @work: the socket's; owns a reference to it
  *
- * The worker of now can die at any time: its death queues this work again.
+ * The worker of now can die or leave at any time: that queues this work again.
  */
 void ssa_listen_adopt(struct work_struct *work)
 {
@@ -454,7 +484,7 @@ void ssa_listen_adopt(struct work_struct *work)
 
 	mutex_lock(&ssk->control);
 	if (ssa_state(ssk) != SSA_SOCKET_STATE_LISTENING ||
-	    (ssk->introduced && !ssa_worker_is_gone(ssk->worker)))
+	    (ssk->introduced && !ssa_worker_is_leaving(ssk->worker)))
 		goto out;
 
 	/* The new one does not know that the queue is full, if it is. */
@@ -468,12 +498,14 @@ void ssa_listen_adopt(struct work_struct *work)
 		 * Chosen while it died, perhaps after its death had queued
 		 * what is running here: then nothing else would try again.
 		 */
-	} while (err && ssa_worker_is_gone(ssk->worker) && ssa_worker_any());
+	} while (err && ssa_worker_is_leaving(ssk->worker) && ssa_worker_any());
 	if (!err || ssa_worker_is_gone(ssk->worker) || READ_ONCE(ssk->closing))
 		goto out_text;
 	if (err == -ECANCELED || err == -ENOBUFS || err == -ENOMEM || err == -EINTR) {
 		/* No answer, or from a worker that is stopping: again, later. */
+		ssa_lock(ssk);
 		queue_adopt(ssk, ADOPT_RETRY);
+		ssa_unlock(ssk);
 	} else {
 		/* Nobody will serve it: the program is to know. */
 		ssa_lock(ssk);
@@ -481,7 +513,7 @@ void ssa_listen_adopt(struct work_struct *work)
 			swap(ssk->error_text, text);
 		WRITE_ONCE(sk->sk_err, -err);
 		ssa_unlock(ssk);
-		sk_error_report(sk);
+		ssa_upcall(ssk, SSA_UPCALL_ERROR_REPORT);
 	}
 out_text:
 	kfree(text);
@@ -499,13 +531,8 @@ void ssa_listen_adopt_all(void)
 	unsigned long id;
 
 	for (id = 0; (ssk = ssa_sock_next(&id)); id++) {
-		/*
-		 * Under the lock, so that ssa_listen_close() either finds the
-		 * work queued, or has closed the socket before.
-		 */
 		ssa_lock(ssk);
-		if (ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING)
-			queue_adopt(ssk, 0);
+		queue_adopt(ssk, 0);
 		ssa_unlock(ssk);
 		sock_put(ssa_to_sk(ssk));
 	}
@@ -525,7 +552,7 @@ static void stop_endpoint(struct socket *endpoint)
 
 /**
  * ssa_listen_close - close a listening socket, and what nobody accepted
- * @ssk: used by no call any more; no lock is held
+ * @ssk: no lock is held
  */
 void ssa_listen_close(struct ssa_sock *ssk)
 {
@@ -534,7 +561,7 @@ void ssa_listen_close(struct ssa_sock *ssk)
 	LIST_HEAD(queue);
 
 	ssa_lock(ssk);
-	/* request_add() looks at it under the lock of its table. */
+	/* ssa_request_add() looks at it under the lock of its table. */
 	WRITE_ONCE(ssk->closing, true);
 	ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CLOSED);
 	list_splice_init(&ssk->queue, &queue);
@@ -552,4 +579,38 @@ void ssa_listen_close(struct ssa_sock *ssk)
 		sock_reset_flag(ssa_to_sk(child), SOCK_LINGER);
 		sk_common_release(ssa_to_sk(child));
 	}
+}
+
+/**
+ * ssa_listen_stop - shutdown(2) or connect(AF_UNSPEC) of a listening socket
+ * @ssk: calls may be at it; no lock is held
+ *
+ * It does not listen any more, then, and the port is free. What nobody has
+ * accepted is closed, and an accept() that waits returns -EINVAL. Unlike one of
+ * TCP the socket does not listen again: the worker has forgotten it.
+ */
+void ssa_listen_stop(struct ssa_sock *ssk)
+{
+	const struct cred *counted;
+	struct ssa_worker *worker;
+	struct ssa_notice *notice;
+
+	/* A second thread at this finds nothing left to do. */
+	ssa_listen_close(ssk);
+	ssa_upcall(ssk, SSA_UPCALL_STATE_CHANGE);
+
+	mutex_lock(&ssk->control);
+	/* A listen() that was to change the backlog may have undone it. */
+	stop_endpoint(ssk->endpoint);
+	ssa_lock(ssk);
+	worker = ssk->worker;
+	notice = ssk->close;
+	counted = ssk->counted;
+	ssk->worker = NULL;
+	ssk->close = NULL;
+	ssk->counted = NULL;
+	ssa_unlock(ssk);
+	mutex_unlock(&ssk->control);
+	ssa_worker_forget(worker, notice);
+	ssa_user_uncount(counted);
 }

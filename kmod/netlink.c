@@ -122,7 +122,8 @@ static int put_inet6(struct sk_buff *skb, int attr, const struct sock *sk, bool 
  * @attr: SSA_A_LOCAL_ADDRESS or SSA_A_REMOTE_ADDRESS
  * @ssk: the socket
  *
- * In a call on the socket, or with its lock held. What changes just now may be
+ * With its lock held; or with the control lock, in a call that finds the socket
+ * NEW or LISTENING. What changes just now may be
  * seen half changed, as in ss(8).
  *
  * Return: 0 or -EMSGSIZE.
@@ -133,7 +134,7 @@ int ssa_nl_put_address(struct sk_buff *skb, int attr, struct ssa_sock *ssk)
 
 	if (!ssk->endpoint)
 		return 0;
-	if (ssa_to_sk(ssk)->sk_family == AF_INET6)
+	if (ssk->endpoint->sk->sk_family == AF_INET6)
 		return put_inet6(skb, attr, ssk->endpoint->sk, remote);
 	return put_inet(skb, attr, ssk->endpoint->sk, remote);
 }
@@ -211,8 +212,9 @@ int ssa_nl_endpoint_doit(struct sk_buff *skb, struct genl_info *info)
 	struct ssa_request *req;
 	struct sk_buff *reply;
 	struct file *file;
-	void *hdr;
 	int fd, err;
+	void *hdr;
+	u32 index;
 
 	req = request_of(skb, info);
 	if (IS_ERR(req))
@@ -223,9 +225,11 @@ int ssa_nl_endpoint_doit(struct sk_buff *skb, struct genl_info *info)
 		goto out_put;
 	}
 
-	file = ssa_sock_get_endpoint(req->ssk, req);
+	index = info->attrs[SSA_A_ENDPOINT] ? nla_get_u32(info->attrs[SSA_A_ENDPOINT]) : 0;
+	file = ssa_endpoint_of(req->ssk, req, index);
 	if (!file) {
-		NL_SET_ERR_MSG(info->extack, "the socket was closed in the meantime");
+		NL_SET_ERR_MSG(info->extack,
+			       "there is no such endpoint, or the socket was closed in the meantime");
 		err = -ENOENT;
 		goto out_put;
 	}
@@ -238,7 +242,8 @@ int ssa_nl_endpoint_doit(struct sk_buff *skb, struct genl_info *info)
 	reply = reply_new(info, &hdr);
 	if (!reply)
 		goto out_fd;
-	if (nla_put_u32(reply, SSA_A_REQUEST, req->id) || nla_put_s32(reply, SSA_A_FD, fd)) {
+	if (nla_put_u32(reply, SSA_A_REQUEST, req->id) || nla_put_s32(reply, SSA_A_FD, fd) ||
+	    nla_put_u32(reply, SSA_A_FAMILY, sock_from_file(file)->sk->sk_family)) {
 		nlmsg_free(reply);
 		goto out_fd;
 	}
@@ -364,6 +369,18 @@ static int get_connection(struct genl_info *info, struct ssa_result *res)
 	return err ?: get_facts(info, res);
 }
 
+/* The endpoint that is connected. */
+static int get_chosen(struct genl_info *info, struct ssa_request *req, struct ssa_result *res)
+{
+	struct nlattr *attr = info->attrs[SSA_A_ENDPOINT];
+
+	res->chosen = attr ? nla_get_u32(attr) : 0;
+	if (res->chosen <= req->nr_spare)
+		return 0;
+	NL_SET_ERR_MSG_ATTR(info->extack, attr, "the request has no such endpoint");
+	return -EINVAL;
+}
+
 static int get_value(struct genl_info *info, struct ssa_result *res)
 {
 	struct nlattr *attr = info->attrs[SSA_A_VALUE];
@@ -399,12 +416,20 @@ int ssa_nl_complete_doit(struct sk_buff *skb, struct genl_info *info)
 	err = get_string(info, SSA_A_TEXT, &res.text);
 	if (err)
 		goto err_clear;
+	if (info->attrs[SSA_A_SWITCHES]) {
+		res.has_switches = true;
+		res.switches = nla_get_u32(info->attrs[SSA_A_SWITCHES]);
+	}
 	if (!res.error && req->cmd == SSA_CMD_CONNECT)
-		err = get_connection(info, &res);
+		err = get_chosen(info, req, &res) ?: get_connection(info, &res);
 	else
 		err = get_value(info, &res);
 	if (err)
 		goto err_clear;
+
+	/* Here, for other commands have no room for this attribute. */
+	if (info->attrs[SSA_A_TICKETS])
+		res.tickets = nla_get_u32(info->attrs[SSA_A_TICKETS]);
 
 	granted = !res.error;
 	if (!ssa_request_finish(req, &res)) {
@@ -443,7 +468,6 @@ static int get_endpoint(struct genl_info *info, struct ssa_sock *ssk, struct ssa
 	sock = sock_from_file(file);
 	sk = sock ? sock->sk : NULL;
 	if (!sk || sk->sk_type != SOCK_STREAM || sk->sk_protocol != IPPROTO_TCP ||
-	    sk->sk_family != ssa_to_sk(ssk)->sk_family ||
 	    !net_eq(sock_net(sk), sock_net(ssa_to_sk(ssk))) ||
 	    (1 << READ_ONCE(sk->sk_state)) & (TCPF_LISTEN | TCPF_SYN_SENT)) {
 		fput(file);
@@ -455,7 +479,7 @@ static int get_endpoint(struct genl_info *info, struct ssa_sock *ssk, struct ssa
 	return 0;
 }
 
-static int accepted(struct sk_buff *skb, struct genl_info *info, struct ssa_sock *ssk)
+static int accepted(struct genl_info *info, struct ssa_sock *ssk, struct ssa_worker *worker)
 {
 	struct ssa_result res = { .from_worker = true };
 	struct ssa_sock *child;
@@ -470,7 +494,7 @@ static int accepted(struct sk_buff *skb, struct genl_info *info, struct ssa_sock
 	reply = reply_new(info, &hdr);
 	if (!reply)
 		goto out_clear;
-	child = ssa_listen_accepted(ssk, skb, &res);
+	child = ssa_listen_accepted(ssk, worker, &res);
 	if (IS_ERR(child)) {
 		err = PTR_ERR(child);
 		goto out_reply;
@@ -485,10 +509,10 @@ out_reply:
 	nlmsg_free(reply);
 	if (err == -ENOENT)
 		NL_SET_ERR_MSG(info->extack, "the TLS socket was closed");
-	else if (err == -EPERM)
-		NL_SET_ERR_MSG(info->extack, "the TLS socket is another process's");
 	else if (err == -ECONNABORTED)
 		NL_SET_ERR_MSG(info->extack, "the connection has no transport");
+	else if (err == -EMFILE)
+		NL_SET_ERR_MSG(info->extack, "the user has too many TLS sockets");
 	else if (err == -EINVAL)
 		NL_SET_ERR_MSG(info->extack, "the connection is not to the listening socket");
 out_clear:
@@ -498,9 +522,9 @@ out_clear:
 
 int ssa_nl_accepted_doit(struct sk_buff *skb, struct genl_info *info)
 {
+	struct ssa_worker *worker;
 	struct ssa_sock *ssk;
 	struct sock *sk;
-	bool its;
 	int err;
 
 	if (!info->attrs[SSA_A_SOCKET] || !info->attrs[SSA_A_ERROR]) {
@@ -513,19 +537,54 @@ int ssa_nl_accepted_doit(struct sk_buff *skb, struct genl_info *info)
 		return -ENOENT;
 	}
 	sk = ssa_to_sk(ssk);
-	ssa_lock(ssk);
-	its = ssa_worker_is(ssk->worker, skb);
-	ssa_unlock(ssk);
-	if (!its) {
+	worker = ssa_listen_worker(ssk, skb);
+	if (ssa_state(ssk) == SSA_SOCKET_STATE_CLOSED) {
+		NL_SET_ERR_MSG(info->extack, "the TLS socket does not listen any more");
+		err = -ENOENT;
+	} else if (!worker) {
 		NL_SET_ERR_MSG(info->extack, "the TLS socket is another process's");
 		err = -EPERM;
 	} else if (nla_get_u32(info->attrs[SSA_A_ERROR])) {
 		ssa_event_refused(ssk, info);
 		err = 0;
 	} else {
-		err = accepted(skb, info, ssk);
+		err = accepted(info, ssk, worker);
 	}
+	ssa_worker_put(worker);
 	sock_put(sk);
+	return err;
+}
+
+int ssa_nl_leave_doit(struct sk_buff *skb, struct genl_info *info)
+{
+	struct ssa_worker *worker;
+	struct sk_buff *reply;
+	void *hdr;
+	int err;
+
+	worker = ssa_worker_of(skb);
+	if (!worker) {
+		NL_SET_ERR_MSG(info->extack, "the sender is no worker");
+		return -EPERM;
+	}
+	err = ssa_worker_leave(worker);
+	if (err) {
+		NL_SET_ERR_MSG(info->extack, "there is no other worker that stays");
+		goto out;
+	}
+	err = -ENOMEM;
+	reply = reply_new(info, &hdr);
+	if (!reply)
+		goto out;
+	if (nla_put_u32(reply, SSA_A_PENDING, ssa_worker_owed(worker))) {
+		nlmsg_free(reply);
+		err = -EMSGSIZE;
+		goto out;
+	}
+	genlmsg_end(reply, hdr);
+	err = genlmsg_reply(reply, info);
+out:
+	ssa_worker_put(worker);
 	return err;
 }
 
@@ -567,6 +626,9 @@ int ssa_nl_end_of_stream_doit(struct sk_buff *skb, struct genl_info *info)
 		if (text)
 			swap(ssk->error_text, text);
 		WRITE_ONCE(ssk->channel_end, end ? -(int)end : SSA_RX_CLOSE_NOTIFY);
+		/* TCP itself broke, and the worker has had its error. */
+		if (end && READ_ONCE(ssk->endpoint->sk->sk_state) == TCP_CLOSE)
+			WRITE_ONCE(sk->sk_err, end);
 	}
 	ssa_unlock(ssk);
 	sock_put(sk);
@@ -603,7 +665,8 @@ int ssa_nl_worker_get_dumpit(struct sk_buff *skb, struct netlink_callback *cb)
 		if (!hdr || nla_put_u32(skb, SSA_A_PID, worker->pid) ||
 		    nla_put_u32(skb, SSA_A_PENDING, atomic_read(&worker->pending)) ||
 		    nla_put_u32(skb, SSA_A_DAEMON, worker->daemon) ||
-		    nla_put_u32(skb, SSA_A_SOCKETS, atomic_read(&worker->sockets)))
+		    nla_put_u32(skb, SSA_A_SOCKETS, atomic_read(&worker->sockets)) ||
+		    nla_put_u32(skb, SSA_A_LEAVING, READ_ONCE(worker->leaving)))
 			err = -EMSGSIZE;
 		ssa_worker_put(worker);
 		if (err) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Registration of IPPROTO_TLS as a stream protocol of AF_INET and AF_INET6.
+ * Registration of IPPROTO_TLS as a stream protocol of AF_INET and AF_INET6;
+ * AF_HOSTNAME is in hostname.c.
  *
  * Only socket() is hooked: no IP protocol handler exists for the number, so
  * no packet from the network reaches the module.
@@ -16,7 +17,7 @@ static void ssa_unhash(struct sock *sk)
 {
 }
 
-static struct proto ssa_prot = {
+struct proto ssa_prot = {
 	.name		= "TLS",
 	.owner		= THIS_MODULE,
 	.init		= ssa_sock_init,
@@ -43,7 +44,7 @@ static int ssa_accept(struct socket *sock, struct socket *newsock, int flags, bo
 #define SSA_SENDPAGE
 #endif
 
-/* Both families do the same; the family is the endpoint's business. */
+/* All families do the same; the family is the endpoint's business. */
 #define SSA_STREAM_OPS(of_family) {			\
 	.family		= (of_family),			\
 	.owner		= THIS_MODULE,			\
@@ -55,6 +56,7 @@ static int ssa_accept(struct socket *sock, struct socket *newsock, int flags, bo
 	.getname	= ssa_getname,			\
 	.poll		= ssa_poll,			\
 	.ioctl		= ssa_ioctl,			\
+	.gettstamp	= sock_gettstamp,		\
 	.listen		= ssa_sock_listen,		\
 	.shutdown	= ssa_sock_shutdown,		\
 	.setsockopt	= ssa_setsockopt,		\
@@ -62,12 +64,16 @@ static int ssa_accept(struct socket *sock, struct socket *newsock, int flags, bo
 	.sendmsg	= ssa_sendmsg,			\
 	.recvmsg	= ssa_recvmsg,			\
 	.mmap		= sock_no_mmap,			\
+	.set_rcvlowat	= ssa_set_rcvlowat,		\
 	.splice_read	= ssa_splice_read,		\
 	.splice_eof	= ssa_splice_eof,		\
 	SSA_SENDPAGE					\
 }
 
 static const struct proto_ops ssa_stream_ops = SSA_STREAM_OPS(PF_INET);
+
+/* Nothing depends on the number, which a parameter can change. */
+const struct proto_ops ssa_host_stream_ops = SSA_STREAM_OPS(AF_HOSTNAME);
 
 static struct inet_protosw ssa_protosw = {
 	.type		= SOCK_STREAM,
@@ -100,26 +106,36 @@ static struct inet_protosw ssa6_protosw = {
 
 static int __init ssa_proto6_init(void)
 {
-	int err;
+	return proto_register(&ssa6_prot, 1);
+}
 
-	err = proto_register(&ssa6_prot, 1);
-	if (err)
-		return err;
-	err = inet6_register_protosw(&ssa6_protosw);
-	if (err)
-		proto_unregister(&ssa6_prot);
-	return err;
+static int __init ssa_proto6_publish(void)
+{
+	return inet6_register_protosw(&ssa6_protosw);
+}
+
+static void ssa_proto6_unpublish(void)
+{
+	inet6_unregister_protosw(&ssa6_protosw);
 }
 
 static void ssa_proto6_uninit(void)
 {
-	inet6_unregister_protosw(&ssa6_protosw);
 	proto_unregister(&ssa6_prot);
 }
 #else
 static int __init ssa_proto6_init(void)
 {
 	return 0;
+}
+
+static int __init ssa_proto6_publish(void)
+{
+	return 0;
+}
+
+static void ssa_proto6_unpublish(void)
+{
 }
 
 static void ssa_proto6_uninit(void)
@@ -130,7 +146,8 @@ static void ssa_proto6_uninit(void)
 /**
  * ssa_proto_init - let programs make TLS sockets
  *
- * The last step of loading: sockets can exist as soon as this returns.
+ * The last step of loading. Sockets can exist once a part of it is done, so what
+ * can fail comes first: IPv6 takes any protocol that is not taken.
  *
  * Return: 0, or the negative errno of the registration that failed.
  */
@@ -142,12 +159,24 @@ int __init ssa_proto_init(void)
 	if (err)
 		return err;
 	err = ssa_proto6_init();
-	if (err) {
-		proto_unregister(&ssa_prot);
-		return err;
-	}
+	if (err)
+		goto err_prot;
+	err = ssa_hostname_init();
+	if (err)
+		goto err_prot6;
+	err = ssa_proto6_publish();
+	if (err)
+		goto err_hostname;
 	inet_register_protosw(&ssa_protosw);
 	return 0;
+
+err_hostname:
+	ssa_hostname_uninit();
+err_prot6:
+	ssa_proto6_uninit();
+err_prot:
+	proto_unregister(&ssa_prot);
+	return err;
 }
 
 /**
@@ -156,6 +185,8 @@ int __init ssa_proto_init(void)
 void ssa_proto_uninit(void)
 {
 	inet_unregister_protosw(&ssa_protosw);
+	ssa_proto6_unpublish();
+	ssa_hostname_uninit();
 	ssa_proto6_uninit();
 	proto_unregister(&ssa_prot);
 }

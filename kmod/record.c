@@ -11,15 +11,10 @@
  */
 
 #include <linux/slab.h>
+#include <linux/uio.h>
 #include <net/tls.h>
 
 #include "ssa.h"
-
-enum {	/* RFC 8446, 5.1 */
-	RECORD_ALERT		= 21,
-	RECORD_HANDSHAKE	= 22,
-	RECORD_DATA		= 23,
-};
 
 enum {	/* RFC 8446, 4; RFC 5246, 7.4 */
 	MESSAGE_HELLO_REQUEST	= 0,
@@ -61,7 +56,7 @@ int ssa_record_send_alert(struct socket *transport, u8 level, u8 description)
 
 	int ret;
 
-	*(u8 *)CMSG_DATA(&control.header) = RECORD_ALERT;
+	*(u8 *)CMSG_DATA(&control.header) = SSA_RECORD_ALERT;
 	ret = kernel_sendmsg(transport, &msg, &vec, 1, sizeof(alert));
 	if (ret == -ERESTARTSYS)
 		return -EINTR;
@@ -69,7 +64,7 @@ int ssa_record_send_alert(struct socket *transport, u8 level, u8 description)
 }
 
 /* Reads from the head, of whatever type. Return: length, or a negative errno. */
-static int read_record(struct socket *transport, void *buf, size_t len, int flags, u8 *type)
+static int read_record(struct ssa_sock *ssk, void *buf, size_t len, int flags, u8 *type)
 {
 	struct kvec vec = { .iov_base = buf, .iov_len = len };
 	union {
@@ -82,7 +77,8 @@ static int read_record(struct socket *transport, void *buf, size_t len, int flag
 	};
 	int ret;
 
-	ret = kernel_recvmsg(transport, &msg, &vec, 1, len, flags | MSG_DONTWAIT);
+	iov_iter_kvec(&msg.msg_iter, ITER_DEST, &vec, 1, len);
+	ret = ssa_transport_recvmsg(ssk, &msg, len, flags | MSG_DONTWAIT);
 	if (ret < 0)
 		return ret;
 	/* No control message: the stream has ended, and there is no record. */
@@ -114,6 +110,8 @@ static const char *alert_name(u8 description)
 	case 51: return "decrypt_error";
 	case 71: return "insufficient_security";
 	case 80: return "internal_error";
+	case 90: return "user_canceled";
+	case 100: return "no_renegotiation";
 	case 109: return "missing_extension";
 	case 116: return "certificate_required";
 	case 120: return "no_application_protocol";
@@ -142,7 +140,7 @@ static void end_stream(struct ssa_sock *ssk, int end)
 	WRITE_ONCE(ssk->rx_end, end);
 	kernel_sock_shutdown(ssk->transport,
 			     end == SSA_RX_CLOSE_NOTIFY ? SHUT_RD : SHUT_RDWR);
-	ssa_to_sk(ssk)->sk_state_change(ssa_to_sk(ssk));
+	ssa_upcall(ssk, SSA_UPCALL_STATE_CHANGE);
 }
 
 /**
@@ -174,16 +172,16 @@ static void handle_alert(struct ssa_sock *ssk, const u8 *buf, int len)
 		ssa_record_fail(ssk, SSA_ALERT_DECODE_ERROR);
 		return;
 	}
-	switch (buf[1]) {
-	case SSA_ALERT_CLOSE_NOTIFY:
+	if (buf[1] == SSA_ALERT_CLOSE_NOTIFY) {
 		end_stream(ssk, SSA_RX_CLOSE_NOTIFY);
 		return;
-	case SSA_ALERT_USER_CANCELED:
-	case SSA_ALERT_NO_RENEGOTIATION:
-		return;	/* nothing follows from these */
 	}
-	/* In TLS 1.2 a warning need not end the connection (RFC 5246, 7.2). */
-	if (ssk->facts->version < TLS_1_3_VERSION && buf[0] == SSA_ALERT_WARNING)
+	/*
+	 * Only this one does not end a connection of TLS 1.3, whatever its level
+	 * (RFC 8446, 6); in TLS 1.2 it is the level that counts (RFC 5246, 7.2).
+	 */
+	if (ssk->facts->version >= TLS_1_3_VERSION ? buf[1] == SSA_ALERT_USER_CANCELED :
+						     buf[0] == SSA_ALERT_WARNING)
 		return;
 	set_text(ssk, "The peer ended the connection with the alert %s (%u).",
 		 alert_name(buf[1]), buf[1]);
@@ -216,17 +214,91 @@ static bool message_allowed(struct ssa_sock *ssk, u8 type)
 	return false;
 }
 
+/**
+ * ssa_record_forget - drop what has come of a ticket
+ * @ssk: its rx_lock is held, or nobody reads from it any more
+ */
+void ssa_record_forget(struct ssa_sock *ssk)
+{
+	/* Who has it, and the secrets, could resume the session. */
+	kvfree_sensitive(ssk->ticket, ssk->ticket_len);
+	ssk->ticket = NULL;
+	ssk->ticket_len = 0;
+}
+
+/*
+ * A message begins: room for it, if it is a ticket that the worker wants to see.
+ * Without room the ticket is lost, and a later connection makes a full handshake.
+ */
+static void ticket_begin(struct ssa_sock *ssk)
+{
+	u32 len = sizeof(ssk->hs_header) + ssk->hs_left;
+
+	if (!ssk->tickets || !ssk->hs_left || len > SSA_VALUE_PIECE_MAX ||
+	    ssk->hs_header[0] != MESSAGE_NEW_SESSION_TICKET)
+		return;
+	ssk->ticket = kvmalloc(len, GFP_KERNEL_ACCOUNT);
+	if (!ssk->ticket)
+		return;
+	ssk->ticket_len = len;
+	memcpy(ssk->ticket, ssk->hs_header, sizeof(ssk->hs_header));
+}
+
+/* A ticket is whole. Never waits: a worker that is busy does without it. */
+static void ticket_send(struct ssa_sock *ssk)
+{
+	struct ssa_worker *worker;
+	struct sk_buff *skb;
+	void *hdr;
+
+	ssa_lock(ssk);
+	worker = ssk->worker;
+	if (worker)
+		refcount_inc(&worker->ref);
+	ssa_unlock(ssk);
+	if (!worker)
+		return;
+
+	/* Counted even if it gets lost: a peer can send any number. */
+	ssk->tickets--;
+	skb = ssa_nl_new(SSA_CMD_TICKET, nla_total_size(sizeof(u64)) +
+			 nla_total_size(ssk->ticket_len), &hdr);
+	if (!skb)
+		goto out;
+	if (ssa_nl_put_u64(skb, SSA_A_SOCKET, ssk->id) ||
+	    nla_put(skb, SSA_A_VALUE, ssk->ticket_len, ssk->ticket)) {
+		nlmsg_free(skb);
+		goto out;
+	}
+	genlmsg_end(skb, hdr);
+	ssa_worker_send(worker, skb);
+out:
+	ssa_worker_put(worker);
+}
+
+/* More of a message, hs_left of which was to come. */
+static void message_body(struct ssa_sock *ssk, const u8 *buf, u32 len)
+{
+	if (ssk->ticket)
+		memcpy(ssk->ticket + ssk->ticket_len - ssk->hs_left, buf, len);
+	ssk->hs_left -= len;
+	if (ssk->ticket && !ssk->hs_left) {
+		ticket_send(ssk);
+		ssa_record_forget(ssk);
+	}
+}
+
 /* Messages can share a record and span several: the header is gathered. */
 static void handle_handshake(struct ssa_sock *ssk, const u8 *buf, int len)
 {
-	u32 skip;
+	u32 part;
 
 	while (len) {
 		if (ssk->hs_left) {
-			skip = min_t(u32, ssk->hs_left, len);
-			ssk->hs_left -= skip;
-			buf += skip;
-			len -= skip;
+			part = min_t(u32, ssk->hs_left, len);
+			message_body(ssk, buf, part);
+			buf += part;
+			len -= part;
 			continue;
 		}
 		ssk->hs_header[ssk->hs_header_len++] = *buf++;
@@ -238,6 +310,7 @@ static void handle_handshake(struct ssa_sock *ssk, const u8 *buf, int len)
 			return;
 		ssk->hs_left = ssk->hs_header[1] << 16 | ssk->hs_header[2] << 8 |
 			       ssk->hs_header[3];
+		ticket_begin(ssk);
 	}
 }
 
@@ -252,7 +325,7 @@ static void handle_handshake(struct ssa_sock *ssk, const u8 *buf, int len)
  */
 int ssa_record_handle(struct ssa_sock *ssk)
 {
-	u8 type = RECORD_DATA, *buf;
+	u8 type = SSA_RECORD_DATA, *buf;
 	int ret;
 
 	if (mutex_lock_interruptible(&ssk->rx_lock))
@@ -267,21 +340,21 @@ int ssa_record_handle(struct ssa_sock *ssk)
 		goto out_unlock;
 	}
 
-	ret = read_record(ssk->transport, buf, 1, MSG_PEEK, &type);
-	if (ret == -EAGAIN || (ret >= 0 && type == RECORD_DATA)) {
+	ret = read_record(ssk, buf, 1, MSG_PEEK, &type);
+	if (ret == -EAGAIN || (ret >= 0 && type == SSA_RECORD_DATA)) {
 		ret = 0;
 		goto out_free;
 	}
 	if (ret >= 0)
-		ret = read_record(ssk->transport, buf, TLS_MAX_PAYLOAD_SIZE, 0, &type);
+		ret = read_record(ssk, buf, TLS_MAX_PAYLOAD_SIZE, 0, &type);
 	if (ret < 0)
 		goto out_free;
 
 	switch (type) {
-	case RECORD_ALERT:
+	case SSA_RECORD_ALERT:
 		handle_alert(ssk, buf, ret);
 		break;
-	case RECORD_HANDSHAKE:
+	case SSA_RECORD_HANDSHAKE:
 		handle_handshake(ssk, buf, ret);
 		break;
 	default:
@@ -292,6 +365,9 @@ int ssa_record_handle(struct ssa_sock *ssk)
 	ret = 1;
 
 out_free:
+	/* Kernel TLS tells once of what is no record, and that is for a read. */
+	if (ssa_transport_broke(ssk, ret))
+		cmpxchg(&ssk->transport->sk->sk_err, 0, -ret);
 	kvfree(buf);
 out_unlock:
 	mutex_unlock(&ssk->rx_lock);

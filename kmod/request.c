@@ -15,7 +15,6 @@
  * caller that made it.
  */
 
-#include <linux/dcache.h>
 #include <linux/slab.h>
 
 #include "ssa.h"
@@ -63,6 +62,8 @@ void ssa_request_put(struct ssa_request *req)
 		return;
 	ssa_result_clear(&req->result);
 	ssa_worker_put(req->worker);
+	while (req->nr_spare)
+		fput(req->spare[--req->nr_spare]);
 	if (req->ssk)
 		sock_put(ssa_to_sk(req->ssk));
 	kfree(req);
@@ -86,13 +87,20 @@ struct ssa_request *ssa_request_get(u32 id)
 	return req;
 }
 
-/*
- * Puts a request into the table, which takes a reference. A worker that is
- * dying is not given new ones: unregister() sets dead before it walks the
- * table, so either the walk finds this request or this finds dead. Nor is one
- * made for a listening socket that is being closed, likewise.
+/**
+ * ssa_request_add - put a request into the table, which takes a reference
+ * @req: new
+ * @ssk: what it is about; its worker is the one that is asked
+ *
+ * A worker that is dying is not given new ones: unregister() sets dead before
+ * it walks the table, so either the walk finds this request or this finds dead.
+ * Nor is one made for a listening socket that is being closed, likewise.
+ *
+ * From here on it can be completed, by the death of the worker for one.
+ *
+ * Return: 0; -ECANCELED; -ENOMEM.
  */
-static int request_add(struct ssa_request *req, struct ssa_sock *ssk)
+int ssa_request_add(struct ssa_request *req, struct ssa_sock *ssk)
 {
 	struct ssa_worker *worker = ssk->worker;
 	int err;
@@ -165,6 +173,7 @@ bool ssa_request_finish(struct ssa_request *req, struct ssa_result *res)
 		ssa_result_clear(res);
 		return false;
 	}
+	ssa_window(SSA_WINDOW_COMPLETING);
 	if (req->cmd == SSA_CMD_CONNECT) {
 		if (cancel_delayed_work(&req->deadline))
 			ssa_request_put(req);	/* the work's */
@@ -336,21 +345,28 @@ static struct sk_buff *request_message(struct ssa_request *req, struct ssa_sock 
 	return skb;
 }
 
+/* A request whose completion acts on the socket. */
+static struct ssa_request *request_acting(struct ssa_sock *ssk, u8 cmd)
+{
+	struct ssa_request *req = request_new(cmd);
+
+	if (!req)
+		return NULL;
+	sock_hold(ssa_to_sk(ssk));
+	req->ssk = ssk;
+	return req;
+}
+
 /* Makes a request to the worker that knows @ssk. */
 static struct ssa_request *request_begin(struct ssa_sock *ssk, u8 cmd)
 {
 	struct ssa_request *req;
 	int err;
 
-	req = request_new(cmd);
+	req = cmd == SSA_CMD_LISTEN ? request_acting(ssk, cmd) : request_new(cmd);
 	if (!req)
 		return ERR_PTR(-ENOMEM);
-	/* Their completions act on the socket. */
-	if (cmd == SSA_CMD_CONNECT || cmd == SSA_CMD_LISTEN) {
-		sock_hold(ssa_to_sk(ssk));
-		req->ssk = ssk;
-	}
-	err = request_add(req, ssk);
+	err = ssa_request_add(req, ssk);
 	if (err) {
 		ssa_request_put(req);
 		return ERR_PTR(err);
@@ -366,46 +382,30 @@ static void request_abort(struct ssa_request *req)
 	ssa_request_put(req);
 }
 
-/* Waits for an answer that is no more than an error and its sentence. */
-static int request_simple(struct ssa_request *req, struct sk_buff *skb, char **text)
+/* Waits for an answer that is no more than an error, its sentence and switches. */
+static int request_simple(struct ssa_request *req, struct ssa_sock *ssk, struct sk_buff *skb,
+			  char **text)
 {
 	int err;
 
 	err = request_call(req, skb);
 	if (!err) {
 		err = req->result.error;
+		if (!err && req->result.has_switches)
+			WRITE_ONCE(ssk->switches, req->result.switches);
 		if (text)
 			swap(*text, req->result.text);
+	} else {
+		/* Done or not, nobody knows: the worker is told all of it anew. */
+		WRITE_ONCE(ssk->introduced, false);
 	}
 	ssa_request_put(req);
 	return err;
 }
 
-static int put_executable(struct sk_buff *skb)
-{
-	struct file *file;
-	char *buf, *path;
-	int err = 0;
-
-	file = ssa_exe_file();
-	if (!file)
-		return 0;
-	buf = kmalloc(PATH_MAX, GFP_KERNEL);
-	if (!buf) {
-		fput(file);
-		return -ENOMEM;
-	}
-	path = d_path(&file->f_path, buf, PATH_MAX);
-	if (!IS_ERR(path))
-		err = nla_put_string(skb, SSA_A_EXECUTABLE, path);
-	kfree(buf);
-	fput(file);
-	return err;
-}
-
 /**
  * ssa_request_socket - tell the worker about a socket
- * @ssk: its worker is set; in the context of the program that uses it
+ * @ssk: its worker is set
  *
  * Sleeps, killable. Return: the daemon's verdict; -ECANCELED if there was no
  * answer; -ENOBUFS if the worker's buffer stayed full; -EINTR; -ENOMEM.
@@ -420,13 +420,14 @@ int ssa_request_socket(struct ssa_sock *ssk)
 	if (IS_ERR(req))
 		return PTR_ERR(req);
 	skb = request_message(req, ssk, NLMSG_DEFAULT_SIZE + nla_total_size(PATH_MAX), &hdr);
-	if (!skb || ssa_nl_put_socket(skb, ssk) || put_executable(skb)) {
+	if (!skb || ssa_nl_put_socket(skb, ssk) ||
+	    (ssk->executable && nla_put_string(skb, SSA_A_EXECUTABLE, ssk->executable))) {
 		nlmsg_free(skb);
 		request_abort(req);
 		return -ENOMEM;
 	}
 	genlmsg_end(skb, hdr);
-	return request_simple(req, skb, NULL);
+	return request_simple(req, ssk, skb, NULL);
 }
 
 static int request_piece(struct ssa_sock *ssk, const struct ssa_setting *set,
@@ -450,7 +451,7 @@ static int request_piece(struct ssa_sock *ssk, const struct ssa_setting *set,
 		return -ENOMEM;
 	}
 	genlmsg_end(skb, hdr);
-	return request_simple(req, skb, text);
+	return request_simple(req, ssk, skb, text);
 }
 
 /**
@@ -529,7 +530,7 @@ int ssa_request_bind(struct ssa_sock *ssk)
 		return -ENOMEM;
 	}
 	genlmsg_end(skb, hdr);
-	return request_simple(req, skb, NULL);
+	return request_simple(req, ssk, skb, NULL);
 }
 
 /**
@@ -559,42 +560,52 @@ int ssa_request_listen(struct ssa_sock *ssk, char **text)
 		return -ENOMEM;
 	}
 	genlmsg_end(skb, hdr);
-	return request_simple(req, skb, text);
+	return request_simple(req, ssk, skb, text);
 }
 
 /**
- * ssa_request_connect - make the request of a connect, not yet sent
+ * ssa_request_connect - make the request of a connect
  * @ssk: known to its worker; its control lock is held
  *
- * From here on it can be completed, by the death of the worker for one.
- *
- * Return: a reference, or an ERR_PTR as ssa_request_socket().
+ * Return: a reference, for ssa_request_add(); or ERR_PTR(-ENOMEM).
  */
 struct ssa_request *ssa_request_connect(struct ssa_sock *ssk)
 {
-	return request_begin(ssk, SSA_CMD_CONNECT);
+	return request_acting(ssk, SSA_CMD_CONNECT) ?: ERR_PTR(-ENOMEM);
+}
+
+/* Where to connect to: an address, or a name that the worker is to resolve. */
+static int put_remote(struct sk_buff *skb, struct ssa_request *req, const struct sockaddr *remote)
+{
+	const struct sockaddr_host *host = (const struct sockaddr_host *)remote;
+
+	if (remote->sa_family == ssa_hostname_family)
+		return nla_put_string(skb, SSA_A_HOST_NAME, host->sh_addr.name) ?:
+		       nla_put_u32(skb, SSA_A_PORT, ntohs(host->sh_port)) ?:
+		       nla_put_u32(skb, SSA_A_ENDPOINTS, 1 + req->nr_spare);
+	if (remote->sa_family == AF_INET6)
+		return nla_put(skb, SSA_A_REMOTE_ADDRESS, sizeof(struct sockaddr_in6), remote);
+	return nla_put(skb, SSA_A_REMOTE_ADDRESS, sizeof(struct sockaddr_in), remote);
 }
 
 /**
  * ssa_request_send_connect - send it, and let its deadline run
- * @req: of ssa_request_connect()
- * @remote: where the endpoint connects to
+ * @req: of ssa_request_connect(), added
+ * @remote: where the endpoint connects to: AF_INET, AF_INET6 or AF_HOSTNAME
  *
  * Return: 0, or an error as ssa_request_socket(); then the request is still
  * pending, and the caller's to cancel.
  */
-int ssa_request_send_connect(struct ssa_request *req, const struct sockaddr_storage *remote)
+int ssa_request_send_connect(struct ssa_request *req, const struct sockaddr *remote)
 {
 	unsigned long deadline = jiffies + msecs_to_jiffies(READ_ONCE(ssa_request_timeout_ms));
 	struct sk_buff *skb;
 	void *hdr;
-	int len;
 
-	len = remote->ss_family == AF_INET6 ? sizeof(struct sockaddr_in6)
-					    : sizeof(struct sockaddr_in);
-	skb = request_message(req, req->ssk, 2 * nla_total_size(SSA_ADDRESS_MAX), &hdr);
+	skb = request_message(req, req->ssk, 2 * nla_total_size(SSA_ADDRESS_MAX) +
+			      2 * nla_total_size(sizeof(u32)), &hdr);
 	if (!skb || ssa_nl_put_address(skb, SSA_A_LOCAL_ADDRESS, req->ssk) ||
-	    nla_put(skb, SSA_A_REMOTE_ADDRESS, len, remote)) {
+	    put_remote(skb, req, remote)) {
 		nlmsg_free(skb);
 		return -ENOMEM;
 	}

@@ -16,6 +16,10 @@
  * interrupted or time out, and the attempt goes on, as TCP's does (connect(2)).
  */
 
+#include <linux/cred.h>
+#include <linux/dcache.h>
+#include <linux/nsproxy.h>
+#include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/tcp.h>
 #include <net/tcp_states.h>
@@ -31,32 +35,6 @@ static atomic_t nr_sockets = ATOMIC_INIT(0);
  * endpoint, which is a socket of the same family.
  */
 static struct lock_class_key slock_key, sk_lock_key, wait_key;
-
-/*
- * What a call does that finds the socket in a state in which it can't be made.
- * A state that is not named is one in which the call goes ahead.
- */
-static const int connect_errno[] = {
-	[SSA_SOCKET_STATE_CONNECTED]	= -EOPNOTSUPP,
-	[SSA_SOCKET_STATE_LISTENING]	= -EOPNOTSUPP,
-	[SSA_SOCKET_STATE_CLOSED]	= -EOPNOTSUPP,
-	[SSA_SOCKET_STATE_FAILED]	= -EBADFD,
-};
-
-static const int bind_errno[] = {
-	[SSA_SOCKET_STATE_CONNECTING]	= -EINVAL,
-	[SSA_SOCKET_STATE_CONNECTED]	= -EINVAL,
-	[SSA_SOCKET_STATE_LISTENING]	= -EINVAL,
-	[SSA_SOCKET_STATE_CLOSED]	= -EOPNOTSUPP,
-	[SSA_SOCKET_STATE_FAILED]	= -EBADFD,
-};
-
-static const int shutdown_errno[] = {
-	[SSA_SOCKET_STATE_NEW]		= -ENOTCONN,
-	[SSA_SOCKET_STATE_LISTENING]	= -ENOTCONN,
-	[SSA_SOCKET_STATE_CLOSED]	= -ENOTCONN,
-	[SSA_SOCKET_STATE_FAILED]	= -ENOTCONN,
-};
 
 /* The same state as others see it in struct sock and struct socket. */
 static const struct {
@@ -118,6 +96,21 @@ void ssa_sock_set_text(struct ssa_sock *ssk, const char *text)
 }
 
 /**
+ * ssa_sock_take_text - set the sentence of TLS_ERROR, if there is a new one
+ * @ssk: not locked
+ * @text: consumed; or NULL, and the old one stays
+ */
+void ssa_sock_take_text(struct ssa_sock *ssk, char *text)
+{
+	if (!text)
+		return;
+	ssa_lock(ssk);
+	swap(ssk->error_text, text);
+	ssa_unlock(ssk);
+	kfree(text);
+}
+
+/**
  * ssa_sock_get - find a TLS socket
  * @id: as TLS_ID gives it
  *
@@ -163,6 +156,36 @@ u32 ssa_sock_count(void)
 	return atomic_read(&nr_sockets);
 }
 
+/**
+ * ssa_sock_count_busy - on how many sockets may a worker be asked something new?
+ * @worker: which is leaving
+ *
+ * Those that listen, until they are moved; and those that are in a call that
+ * chose this worker before it was leaving. A call that takes the control lock
+ * after this has looked at it sees that it is.
+ */
+u32 ssa_sock_count_busy(struct ssa_worker *worker)
+{
+	struct ssa_sock *ssk;
+	unsigned long id;
+	u32 count = 0;
+	bool its;
+
+	for (id = 0; (ssk = ssa_sock_next(&id)); id++) {
+		ssa_lock(ssk);
+		its = ssk->worker == worker;
+		ssa_unlock(ssk);
+		if (its && ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING)
+			count++;
+		else if (its && !mutex_trylock(&ssk->control))
+			count++;
+		else if (its)
+			mutex_unlock(&ssk->control);
+		sock_put(ssa_to_sk(ssk));
+	}
+	return count;
+}
+
 static void set_text_locked(struct ssa_sock *ssk, const char *text)
 {
 	ssa_lock(ssk);
@@ -192,14 +215,14 @@ static int choose_worker(struct ssa_sock *ssk)
 
 static int introduce_all(struct ssa_sock *ssk, char **text)
 {
-	struct ssa_setting *set;
+	u32 i, nr = ssk->settings ? ssk->settings->nr : 0;
 	int err;
 
 	err = ssa_request_socket(ssk);
 	if (err)
 		return err;
-	list_for_each_entry(set, &ssk->settings, list) {
-		err = ssa_request_setting(ssk, set, text);
+	for (i = 0; i < nr; i++) {
+		err = ssa_request_setting(ssk, ssk->settings->set[i], text);
 		if (err)
 			return err;
 	}
@@ -211,7 +234,8 @@ static int introduce_all(struct ssa_sock *ssk, char **text)
 /**
  * ssa_sock_introduce - make sure that a worker knows the socket
  * @ssk: its control lock is held, or nobody else can have it yet
- * @text: gets the sentence of a worker that refused it, or NULL; to be freed
+ * @text: gets the sentence of a worker that refused it, to be freed; or NULL:
+ *	then it becomes that of TLS_ERROR
  *
  * Tells a worker about the socket, what was set so far and that it listens.
  *
@@ -219,48 +243,34 @@ static int introduce_all(struct ssa_sock *ssk, char **text)
  */
 int ssa_sock_introduce(struct ssa_sock *ssk, char **text)
 {
+	char *why = NULL;
 	int err;
 
-	if (ssk->worker && !ssa_worker_is_gone(ssk->worker)) {
-		if (ssk->introduced)
-			return 0;
-	} else if (choose_worker(ssk)) {
-		set_text_locked(ssk, "The TLS daemon is not running; 'ssad start' starts it.");
-		return -ECANCELED;
-	}
-
-	ssk->introduced = false;
-	err = introduce_all(ssk, text);
+	do {
+		if (ssk->worker && !ssa_worker_is_leaving(ssk->worker)) {
+			if (ssk->introduced)
+				return 0;
+		} else if (choose_worker(ssk)) {
+			set_text_locked(ssk,
+					"The TLS daemon is not running; 'ssad start' starts it.");
+			return -ECANCELED;
+		}
+		ssk->introduced = false;
+		err = introduce_all(ssk, text ?: &why);
+		/* One that leaves meanwhile fails nobody, unlike one that dies. */
+	} while ((!err || err == -ECANCELED) && READ_ONCE(ssk->worker->leaving) &&
+		 !READ_ONCE(ssk->closing));
 	if (err)
 		goto err_text;
 	ssk->introduced = true;
+	kfree(why);
 	return 0;
 
 err_text:
 	/* Known in part: to be introduced anew before the next use. */
-	set_text_locked(ssk, "The TLS daemon did not take the socket on; see its log.");
+	set_text_locked(ssk, why ?: "The TLS daemon did not take the socket on; see its log.");
+	kfree(why);
 	return err;
-}
-
-static int endpoint_create(struct ssa_sock *ssk)
-{
-	struct sock *sk = ssa_to_sk(ssk);
-	struct socket *endpoint;
-	struct file *file;
-	int err;
-
-	/* A kernel socket does not hold its network namespace; nor does this. */
-	err = __sock_create(sock_net(sk), sk->sk_family, SOCK_STREAM, IPPROTO_TCP,
-			    &endpoint, !sk->sk_net_refcnt);
-	if (err)
-		return err;
-	/* The file that the daemon's descriptors will refer to as well. */
-	file = sock_alloc_file(endpoint, O_NONBLOCK, "TLS");
-	if (IS_ERR(file))
-		return PTR_ERR(file);	/* and the socket is released */
-	ssk->endpoint = endpoint;
-	ssk->endpoint_file = file;
-	return 0;
 }
 
 /**
@@ -284,6 +294,39 @@ void ssa_sock_set_owner(struct ssa_sock *ssk)
 	get_task_comm(ssk->comm, current);
 }
 
+/*
+ * The file that the current process executes, as the administrator knows it.
+ * Who has a mount or user namespace of his own can give any file that name, and
+ * a thread of the kernel executes none: then there is no name.
+ */
+static int set_executable(struct ssa_sock *ssk)
+{
+	struct file *file;
+	char *buf, *path;
+	int err = 0;
+
+	if (current_user_ns() != &init_user_ns || !current->nsproxy ||
+	    current->nsproxy->mnt_ns != init_task.nsproxy->mnt_ns)
+		return 0;
+	file = ssa_exe_file();
+	if (!file)
+		return 0;
+	buf = kmalloc(PATH_MAX, GFP_KERNEL);
+	if (!buf) {
+		fput(file);
+		return -ENOMEM;
+	}
+	path = d_path(&file->f_path, buf, PATH_MAX);
+	if (!IS_ERR(path)) {
+		ssk->executable = kstrdup(path, GFP_KERNEL_ACCOUNT);
+		if (!ssk->executable)
+			err = -ENOMEM;
+	}
+	kfree(buf);
+	fput(file);
+	return err;
+}
+
 /**
  * ssa_sock_setup - what every TLS socket begins with, its id reserved included
  * @ssk: zeroed behind its struct inet_sock, seen by nobody else
@@ -297,11 +340,12 @@ int ssa_sock_setup(struct ssa_sock *ssk)
 
 	sock_lock_init_class_and_name(ssa_to_sk(ssk), "slock-AF_INET-TLS", &slock_key,
 				      "sk_lock-AF_INET-TLS", &sk_lock_key);
+	ssa_upcall_init(ssk);
 	mutex_init(&ssk->control);
 	mutex_init(&ssk->lock);
 	mutex_init(&ssk->rx_lock);
 	mutex_init(&ssk->mirror_lock);
-	INIT_LIST_HEAD(&ssk->settings);
+	INIT_LIST_HEAD(&ssk->records);
 	INIT_LIST_HEAD(&ssk->queue);
 	INIT_LIST_HEAD(&ssk->queued);
 	INIT_DELAYED_WORK(&ssk->adopt, ssa_listen_adopt);
@@ -337,8 +381,9 @@ void ssa_sock_publish(struct ssa_sock *ssk)
  * In the context of socket(2). Sleeps until the daemon has answered, killable
  * and bounded. On failure the caller destroys the socket.
  *
- * Return: 0; -ECANCELED if there is no daemon or it failed; -ENOMEM; an error
- * of making a TCP socket.
+ * Return: 0; -ECANCELED if there is no daemon or it failed; -EMFILE if the user
+ * has too many; -ENOMEM; -ENONET in a network namespace that is going away; an
+ * error of making a TCP socket.
  */
 int ssa_sock_init(struct sock *sk)
 {
@@ -346,37 +391,28 @@ int ssa_sock_init(struct sock *sk)
 	int err;
 
 	ssa_sock_set_wait_class(sk->sk_socket);
+	ssa_upcall_learn(sk);
 	ssa_sock_set_owner(ssk);
 	err = ssa_sock_setup(ssk);
 	if (err)
 		return err;
-	err = endpoint_create(ssk);
+	err = ssa_user_count(ssk, current_cred());
 	if (err)
 		return err;
+	err = set_executable(ssk);
+	if (err)
+		return err;
+	err = ssa_endpoint_init(ssk);
+	if (err)
+		return err;
+	ssa_mirror_init(ssk);
+	ssa_window(SSA_WINDOW_OPENING);
 	err = ssa_sock_introduce(ssk, NULL);
 	if (err)
 		return err;
 	ssa_sock_publish(ssk);
 	ssa_event(ssk, SSA_EVENT_KIND_OPENED);
 	return 0;
-}
-
-/**
- * ssa_sock_get_endpoint - the file of a socket's endpoint
- * @ssk: referenced by the caller
- * @req: its connect or listen request
- *
- * Return: a reference; NULL if the socket is closed or @req is over.
- */
-struct file *ssa_sock_get_endpoint(struct ssa_sock *ssk, struct ssa_request *req)
-{
-	struct file *file = NULL;
-
-	ssa_lock(ssk);
-	if (ssk->endpoint_file && (req->cmd == SSA_CMD_LISTEN || ssk->connect == req))
-		file = get_file(ssk->endpoint_file);
-	ssa_unlock(ssk);
-	return file;
 }
 
 /* Takes a socket that is being destroyed out of the tables. */
@@ -401,6 +437,8 @@ void ssa_sock_destroy(struct sock *sk)
 {
 	struct file *endpoint_file, *channel_file;
 	struct ssa_sock *ssk = ssa_sk(sk);
+	struct ssa_settings *settings;
+	const struct cred *counted;
 	struct ssa_worker *worker;
 	struct ssa_facts *facts;
 	char *text, *host_name;
@@ -421,6 +459,8 @@ void ssa_sock_destroy(struct sock *sk)
 	ssa_unlock(ssk);
 	if (req) {
 		ssa_request_cancel(req);
+		/* Ends a handshake that the daemon is at. */
+		ssa_endpoint_abort(ssk, req);
 		ssa_request_put(req);
 	}
 
@@ -437,6 +477,7 @@ void ssa_sock_destroy(struct sock *sk)
 	endpoint_file = ssk->endpoint_file;
 	channel_file = ssk->channel_file;
 	worker = ssk->worker;
+	counted = ssk->counted;
 	facts = ssk->facts;
 	text = ssk->error_text;
 	host_name = ssk->host_name;
@@ -445,26 +486,30 @@ void ssa_sock_destroy(struct sock *sk)
 	ssk->channel_file = NULL;
 	ssk->transport = NULL;
 	ssk->worker = NULL;
+	ssk->counted = NULL;
 	ssk->facts = NULL;
 	ssk->error_text = NULL;
 	ssk->host_name = NULL;
-	ssa_settings_free(ssk);
+	settings = ssk->settings;
+	ssk->settings = NULL;
+	ssa_levels_free(ssk);
 	ssa_unlock(ssk);
+	ssa_upcall_stop(ssk);
 
-	if (worker) {
-		atomic_dec(&worker->sockets);
-		ssa_worker_notify(worker, ssk->close);
-	} else {
-		kfree(ssk->close);
-	}
+	ssa_worker_forget(worker, ssk->close);
+	ssa_user_uncount(counted);
 	ssk->close = NULL;
 	if (channel_file)
 		fput(channel_file);
 	if (endpoint_file)
 		fput(endpoint_file);
+	ssa_settings_put(settings);
+	ssa_record_forget(ssk);
 	ssa_facts_free(facts);
 	kfree(text);
 	kfree(host_name);
+	kfree(ssk->executable);
+	ssa_window(SSA_WINDOW_CLOSING);
 }
 
 /**
@@ -489,11 +534,19 @@ int ssa_sock_release(struct socket *sock)
 int ssa_getname(struct socket *sock, struct sockaddr *addr, int peer)
 {
 	struct ssa_sock *ssk = ssa_sk(sock->sk);
+	struct socket *endpoint;
+	struct file *file;
+	int err;
 
 	/* Programs ask for the peer to see whether a connect() succeeded. */
-	if (peer && ssa_state(ssk) != SSA_SOCKET_STATE_CONNECTED)
-		return -ENOTCONN;
-	return READ_ONCE(ssk->endpoint->ops)->getname(ssk->endpoint, addr, peer);
+	err = ssa_state_errno(ssa_state(ssk), peer ? SSA_CALL_GETPEERNAME : SSA_CALL_GETSOCKNAME);
+	if (err)
+		return err;
+	file = ssa_endpoint_get(ssk);
+	endpoint = sock_from_file(file);
+	err = READ_ONCE(endpoint->ops)->getname(endpoint, addr, peer);
+	fput(file);
+	return err;
 }
 
 /**
@@ -512,16 +565,22 @@ int ssa_sock_bind(struct socket *sock, struct sockaddr *addr, int len)
 
 	if (mutex_lock_interruptible(&ssk->control))
 		return -ERESTARTSYS;
-	err = bind_errno[ssa_state(ssk)];
+	err = ssa_state_errno(ssa_state(ssk), SSA_CALL_BIND);
 	if (err)
 		goto out;
 	err = ssa_sock_introduce(ssk, NULL);
 	if (err)
 		goto out;
 	ssa_sockopt_mirror(ssk);
-	err = kernel_bind(ssk->endpoint, addr, len);
-	if (!err)
-		err = ssa_request_bind(ssk);
+	err = ssa_endpoint_bind(ssk, addr, len);
+	/* A scope of IPv6 has bound it to a device as well. */
+	ssa_sockopt_mirror(ssk);
+	if (err)
+		goto out;
+	err = ssa_request_bind(ssk);
+	/* It is bound, and CONNECT and LISTEN tell the worker of it again. */
+	if (err == -ENOMEM)
+		err = 0;
 out:
 	mutex_unlock(&ssk->control);
 	return err;
@@ -530,9 +589,13 @@ out:
 /* connect(AF_UNSPEC), and shutdown() of a socket that is connecting */
 static int disconnect(struct ssa_sock *ssk)
 {
-	struct sock *sk = ssa_to_sk(ssk);
 	enum ssa_socket_state state;
 	struct ssa_request *req;
+
+	if (ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING) {
+		ssa_listen_stop(ssk);
+		return 0;
+	}
 
 	ssa_lock(ssk);
 	state = ssa_state(ssk);
@@ -544,13 +607,13 @@ static int disconnect(struct ssa_sock *ssk)
 
 	if (req) {
 		ssa_request_cancel(req);
+		ssa_endpoint_abort(ssk, req);
 		ssa_request_put(req);
 	}
-	if (state == SSA_SOCKET_STATE_CONNECTED)
-		ssa_transport_shutdown(ssk, SHUTDOWN_MASK);
-	else if (state == SSA_SOCKET_STATE_CONNECTING)
-		kernel_sock_shutdown(ssk->endpoint, SHUT_RDWR);
-	sk->sk_state_change(sk);
+	/* Without memory for close_notify the peer sees that the stream was cut. */
+	if (state == SSA_SOCKET_STATE_CONNECTED && ssa_transport_shutdown(ssk, SHUTDOWN_MASK))
+		kernel_sock_shutdown(ssk->transport, SHUT_RDWR);
+	ssa_upcall(ssk, SSA_UPCALL_STATE_CHANGE);
 	return 0;
 }
 
@@ -565,7 +628,14 @@ static int connect_result(struct ssa_sock *ssk)
 
 	ssa_lock(ssk);
 	if (ssk->connect_reported) {
-		err = connect_errno[ssa_state(ssk)];
+		err = ssa_state_errno(ssa_state(ssk), SSA_CALL_CONNECT);
+		/*
+		 * io_uring calls again after -ECONNABORTED, and when it then
+		 * hears -EBADFD, as from Bluetooth, takes SO_ERROR for the
+		 * result: without it a connection that failed would be one.
+		 */
+		if (err == -EBADFD && ssk->connect_error == -ECONNABORTED)
+			sk->sk_err = ECONNABORTED;
 	} else {
 		ssk->connect_reported = true;
 		err = ssa_state(ssk) == SSA_SOCKET_STATE_CLOSED ? -ECONNABORTED
@@ -590,22 +660,65 @@ static int connect_wait(struct ssa_sock *ssk, long timeout)
 	return connect_result(ssk);
 }
 
+/* Checks an address. Return: 0; -EINVAL or -EAFNOSUPPORT. */
+static int check_remote(struct ssa_sock *ssk, const struct sockaddr *addr, int len)
+{
+	int family = ssa_to_sk(ssk)->sk_family;
+
+	if (addr->sa_family == ssa_hostname_family)
+		return PTR_ERR_OR_ZERO(ssa_hostname_parse(addr, len));
+	if (addr->sa_family != family)
+		return -EAFNOSUPPORT;
+	if (len > (int)sizeof(struct sockaddr_storage) ||
+	    len < (int)(family == AF_INET6 ? SIN6_LEN_RFC2133 : sizeof(struct sockaddr_in)))
+		return -EINVAL;
+	return 0;
+}
+
+/*
+ * Makes the request of an attempt. Both under the lock: once the request is
+ * made the worker's death completes it, and ssa_sock_connected() must find it
+ * in the socket. Return: a reference of the caller's, or an ERR_PTR.
+ */
+static struct ssa_request *attempt_new(struct ssa_sock *ssk, const struct sockaddr *addr)
+{
+	struct ssa_request *req;
+	int err;
+
+	req = ssa_request_connect(ssk);
+	if (IS_ERR(req))
+		return req;
+	if (addr->sa_family == ssa_hostname_family) {
+		err = ssa_endpoint_spare(ssk, req);
+		if (err)
+			goto err_put;
+	}
+	ssa_lock(ssk);
+	err = ssa_request_add(req, ssk);
+	if (!err) {
+		refcount_inc(&req->ref);
+		ssk->connect = req;
+		ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CONNECTING);
+	}
+	ssa_unlock(ssk);
+	if (!err)
+		return req;
+err_put:
+	ssa_request_put(req);
+	return ERR_PTR(err);
+}
+
 /* Begins an attempt. The control lock is held and the state is NEW. */
 static int connect_begin(struct ssa_sock *ssk, struct sockaddr *addr, int len)
 {
-	struct sock *sk = ssa_to_sk(ssk);
 	struct sockaddr_storage remote = {};
 	struct ssa_result res = {};
 	struct ssa_request *req;
 	int err;
 
-	if (len < (int)sizeof(sa_family_t) || len > (int)sizeof(remote))
-		return -EINVAL;
-	if (addr->sa_family != sk->sk_family)
-		return -EAFNOSUPPORT;
-	if (len < (int)(sk->sk_family == AF_INET6 ? SIN6_LEN_RFC2133
-						  : sizeof(struct sockaddr_in)))
-		return -EINVAL;
+	err = check_remote(ssk, addr, len);
+	if (err)
+		return err;
 	memcpy(&remote, addr, len);
 
 	err = ssa_sock_introduce(ssk, NULL);
@@ -613,29 +726,20 @@ static int connect_begin(struct ssa_sock *ssk, struct sockaddr *addr, int len)
 		return err;
 	ssa_sockopt_mirror(ssk);
 
-	/*
-	 * Both under the lock: once the request is made the worker's death
-	 * completes it, and ssa_sock_connected() must find it in the socket.
-	 */
-	ssa_lock(ssk);
-	req = ssa_request_connect(ssk);
-	if (IS_ERR(req)) {
-		ssa_unlock(ssk);
+	req = attempt_new(ssk, addr);
+	if (IS_ERR(req))
 		return PTR_ERR(req);
-	}
-	ssk->connect = req;	/* the reference that we were given */
-	refcount_inc(&req->ref);
-	ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CONNECTING);
-	ssa_unlock(ssk);
 
 	/* As the caller, so that its rights and its namespace decide. */
-	err = kernel_connect(ssk->endpoint, (struct sockaddr *)&remote, len, O_NONBLOCK);
+	if (addr->sa_family != ssa_hostname_family)
+		err = kernel_connect(ssk->endpoint, (struct sockaddr *)&remote, len, O_NONBLOCK);
+	ssa_sockopt_mirror(ssk);
 	if (!ssa_request_is_pending(req)) {
 		/* Given up by connect(AF_UNSPEC) before there was a connection. */
 		kernel_sock_shutdown(ssk->endpoint, SHUT_RDWR);
 		err = 0;
 	} else if (!err || err == -EINPROGRESS) {
-		err = ssa_request_send_connect(req, &remote);
+		err = ssa_request_send_connect(req, (struct sockaddr *)&remote);
 		if (err)
 			res.text = kasprintf(GFP_KERNEL,
 					     "The TLS daemon could not be asked (%pe); see 'ssad status'.",
@@ -655,7 +759,7 @@ static int connect_begin(struct ssa_sock *ssk, struct sockaddr *addr, int len)
 /**
  * ssa_sock_connect - connect(2)
  * @sock: the socket
- * @addr: address of the socket's family, or AF_UNSPEC
+ * @addr: address of the socket's family, a struct sockaddr_host, or AF_UNSPEC
  * @len: its length
  * @flags: O_NONBLOCK
  *
@@ -710,6 +814,7 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 {
 	struct sock *sk = ssa_to_sk(ssk);
 	struct ssa_worker *forgotten = NULL;
+	const struct cred *counted = NULL;
 	int err = res->error;
 
 	ssa_lock(ssk);
@@ -724,19 +829,22 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 	}
 	ssk->connect = NULL;
 
-	if (!err)
+	if (!err) {
+		ssa_endpoint_choose(ssk, req, res->chosen);
 		err = ssa_transport_attach(ssk, res);
+	}
 	kfree(ssk->error_text);
 	ssk->error_text = res->text;
 	res->text = NULL;
 	ssk->connect_error = err;
 	if (err) {
-		/* The peer is to notice now, not when the program closes. */
-		kernel_sock_shutdown(ssk->endpoint, SHUT_RDWR);
+		ssa_endpoint_abort(ssk, req);
 		sk->sk_err = -err;
 		ssa_sock_set_state(ssk, SSA_SOCKET_STATE_FAILED);
 	} else {
 		swap(ssk->facts, res->facts);
+		if (ssk->kind == SSA_TRANSPORT_KTLS)
+			ssk->tickets = res->tickets;
 		if (res->host_name) {
 			kfree(ssk->host_name);
 			ssk->host_name = res->host_name;
@@ -744,23 +852,36 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 		}
 		ssa_sock_set_state(ssk, SSA_SOCKET_STATE_CONNECTED);
 	}
-	/*
-	 * Nothing is replayed from here on. Only calls on a NEW socket look at
-	 * the settings, so no lock but this is needed to drop them.
-	 */
-	ssa_settings_free(ssk);
-	if (res->from_worker && ssk->kind != SSA_TRANSPORT_CHANNEL)
-		swap(forgotten, ssk->worker);
+	ssa_levels_free(ssk);
+	if (res->from_worker && ssk->kind != SSA_TRANSPORT_CHANNEL) {
+		swap(counted, ssk->counted);
+		/* One that wants to see tickets is to hear of the end as well. */
+		if (!ssk->tickets)
+			swap(forgotten, ssk->worker);
+	}
 	ssa_unlock(ssk);
 	if (forgotten)
 		atomic_dec(&forgotten->sockets);
 	ssa_worker_put(forgotten);
+	ssa_user_uncount(counted);
 
 	ssa_event(ssk, err ? SSA_EVENT_KIND_REFUSED : SSA_EVENT_KIND_CONNECTED);
-
-	/* After the state, so that a poll() that this wakes sees it. */
-	sk->sk_state_change(sk);
-	sk_wake_async(sk, SOCK_WAKE_IO, POLL_OUT);
+	/*
+	 * After the state, so that a poll() that this wakes sees it; under the
+	 * lock and not when it is closed, so that ssa_upcall_stop() comes later.
+	 */
+	ssa_lock(ssk);
+	if (ssk->endpoint) {
+		if (err)
+			ssa_upcall(ssk, SSA_UPCALL_ERROR_REPORT);
+		ssa_upcall(ssk, SSA_UPCALL_STATE_CHANGE);
+		if (!err)
+			sk_wake_async(sk, SOCK_WAKE_IO, POLL_OUT);
+		/* What came before the transport was attached told nobody. */
+		if (!err && ssa_transport_has_input(ssk))
+			ssa_upcall(ssk, SSA_UPCALL_DATA_READY);
+	}
+	ssa_unlock(ssk);
 	ssa_request_put(req);	/* the socket's */
 }
 
@@ -782,7 +903,13 @@ int ssa_sock_shutdown(struct socket *sock, int how)
 
 	if (ssa_state(ssk) == SSA_SOCKET_STATE_CONNECTING)
 		return disconnect(ssk);
-	err = shutdown_errno[ssa_state(ssk)];
+	if (ssa_state(ssk) == SSA_SOCKET_STATE_LISTENING) {
+		/* As TCP: a listener has nothing to write. */
+		if (how & RCV_SHUTDOWN)
+			ssa_listen_stop(ssk);
+		return 0;
+	}
+	err = ssa_state_errno(ssa_state(ssk), SSA_CALL_SHUTDOWN);
 	if (err)
 		return err;
 	return ssa_transport_shutdown(ssk, how);

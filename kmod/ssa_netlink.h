@@ -31,6 +31,8 @@
 #define SSA_CHAIN_MAX			131072
 /* Longest part of a peer certificate chain in one attribute. */
 #define SSA_CHAIN_PIECE_MAX		32768
+/* Most session tickets of one connection that the module hands on. */
+#define SSA_TICKETS_MAX			4
 
 /**
  * enum ssa_socket_state - Where a TLS socket is in its life.
@@ -91,9 +93,10 @@ enum ssa_event_kind {
  * @SSA_A_REQUEST: Id of a request; its completion carries the same.
  *	Never 0.
  * @SSA_A_SOCKET: Id of a TLS socket, as TLS_ID gives it. Never 0.
- * @SSA_A_ERROR: 0, or a positive errno.
+ * @SSA_A_ERROR: 0, or a positive errno that programs know.
  * @SSA_A_TEXT: A sentence that says why, for TLS_ERROR.
- * @SSA_A_FAMILY: AF_INET or AF_INET6.
+ * @SSA_A_FAMILY: AF_INET, AF_INET6 or AF_HOSTNAME; of an endpoint one of
+ *	the first two.
  * @SSA_A_STATE: Where the socket is in its life. &enum ssa_socket_state.
  * @SSA_A_PID: Process that made the socket, as the initial pid namespace
  *	counts.
@@ -101,7 +104,8 @@ enum ssa_event_kind {
  * @SSA_A_GID: Effective group, as the initial user namespace counts.
  * @SSA_A_NETNS_COOKIE: Network namespace (SO_NETNS_COOKIE).
  * @SSA_A_COMM: Program name.
- * @SSA_A_EXECUTABLE: Path of the program; left out where there is none.
+ * @SSA_A_EXECUTABLE: Path of the program, if it runs in the initial
+ *	mount and user namespaces.
  * @SSA_A_LOCAL_ADDRESS: struct sockaddr_in or sockaddr_in6.
  * @SSA_A_REMOTE_ADDRESS: struct sockaddr_in or sockaddr_in6.
  * @SSA_A_HOST_NAME: Host name that the program gave, in presentation
@@ -134,6 +138,16 @@ enum ssa_event_kind {
  * @SSA_A_QUEUED: How many finished connections wait for accept().
  * @SSA_A_ENDPOINT_FD: File descriptor, in the daemon, of the TCP
  *	connection that it accepted.
+ * @SSA_A_PORT: Port to connect to, where host-name stands for the
+ *	address.
+ * @SSA_A_ENDPOINTS: How many endpoints a connect has, to try several
+ *	addresses at once.
+ * @SSA_A_ENDPOINT: Which of them, from 0; left out for the first.
+ * @SSA_A_SWITCHES: What getsockopt gives for options that are 0 or 1:
+ *	bit n is the value of option 102 + n.
+ * @SSA_A_TICKETS: How many session tickets of a ktls connection the
+ *	worker wants to see.
+ * @SSA_A_LEAVING: 1 if the worker has said leave.
  */
 enum ssa_a {
 	SSA_A_REQUEST = 1,
@@ -173,6 +187,12 @@ enum ssa_a {
 	SSA_A_BACKLOG,
 	SSA_A_QUEUED,
 	SSA_A_ENDPOINT_FD,
+	SSA_A_PORT,
+	SSA_A_ENDPOINTS,
+	SSA_A_ENDPOINT,
+	SSA_A_SWITCHES,
+	SSA_A_TICKETS,
+	SSA_A_LEAVING,
 
 	/* private: */
 	__SSA_A_MAX,
@@ -184,12 +204,14 @@ enum ssa_a {
  * @SSA_CMD_REGISTER: Become a worker that answers requests. Refused with
  *	EBUSY while a worker of another daemon is registered. The worker is
  *	gone when the netlink socket that sent this is closed.
- * @SSA_CMD_ENDPOINT: Get a file descriptor of the endpoint of a connect
+ * @SSA_CMD_ENDPOINT: Get a file descriptor of an endpoint of a connect
  *	or listen request. It is the TCP socket itself, and nonblocking.
  * @SSA_CMD_COMPLETE: The one answer to a request. With error 0 a connect
  *	carries the transport and what was negotiated (fd: the program's end
- *	of the channel; the module takes its own reference), a getsockopt the
- *	value; and when a listen has been completed so, the endpoint listens.
+ *	of the channel; the module takes its own reference; endpoint: the one
+ *	that is connected, the others are closed), a getsockopt the value; and
+ *	when a listen has been completed so, the endpoint listens. A socket
+ *	and a setsockopt carry the switches, as they are from then on.
  * @SSA_CMD_END_OF_STREAM: The peer's stream on a channel has ended.
  *	Error 0: with close_notify. Otherwise the program gets the error
  *	instead of end of file. To be sent before the channel is shut down.
@@ -206,7 +228,10 @@ enum ssa_a {
  *	not know itself.
  * @SSA_CMD_BIND: The endpoint was bound.
  * @SSA_CMD_CONNECT: The endpoint's TCP connection is under way to
- *	remote-address: wait for it, do the handshake, complete.
+ *	remote-address: wait for it, do the handshake, complete. With
+ *	host-name instead: resolve it, connect one of the endpoints to port
+ *	there (RFC 8305), and go on as before; host-name is the name to
+ *	verify.
  * @SSA_CMD_CLOSE: The TLS socket is gone; forget it and whatever is
  *	under way for it. Has no completion.
  * @SSA_CMD_NOTIFY: Something happened to a TLS socket.
@@ -220,6 +245,16 @@ enum ssa_a {
  *	error 0: accept from the endpoint, do the handshakes, and send
  *	accepted for each.
  * @SSA_CMD_ROOM: A queue that was full has room again.
+ * @SSA_CMD_TICKET: A NewSessionTicket of TLS 1.3 came on a ktls
+ *	connection whose completion asked for tickets; value is the whole
+ *	handshake message. Can be lost, and is when it is longer than
+ *	value-piece-max or the worker has no room.
+ * @SSA_CMD_LEAVE: The worker is about to go: the module gives it no new
+ *	sockets, moves its listening sockets to other workers, and others as
+ *	they are used next. The worker accepts no more, brings what it has
+ *	accepted, and completes what it is asked. pending is what it may still
+ *	be asked; to be sent again until that is 0. Refused with EBUSY if
+ *	there is no other worker.
  */
 enum ssa_cmd {
 	SSA_CMD_REGISTER = 1,
@@ -239,6 +274,8 @@ enum ssa_cmd {
 	SSA_CMD_ACCEPTED,
 	SSA_CMD_LISTEN,
 	SSA_CMD_ROOM,
+	SSA_CMD_TICKET,
+	SSA_CMD_LEAVE,
 
 	/* private: */
 	__SSA_CMD_MAX,

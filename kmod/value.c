@@ -23,6 +23,7 @@ static struct ssa_setting *setting_new(u32 option, size_t len)
 	set = kvmalloc(struct_size(set, value, len), GFP_KERNEL_ACCOUNT);
 	if (!set)
 		return NULL;
+	refcount_set(&set->ref, 1);
 	set->option = option;
 	set->len = len;
 	return set;
@@ -34,7 +35,7 @@ static struct ssa_setting *setting_new(u32 option, size_t len)
  * @val: where it is
  * @len: its length in bytes
  *
- * Return: to be freed by kvfree_sensitive(); -EINVAL if empty; -EMSGSIZE if
+ * Return: a reference (ssa_setting_put); -EINVAL if empty; -EMSGSIZE if
  * longer than SSA_VALUE_MAX; -EFAULT; -ENOMEM.
  */
 struct ssa_setting *ssa_value_copy(u32 option, sockptr_t val, unsigned int len)

@@ -7,6 +7,10 @@
  * process. It holds a reference to the module, so that a module in use by a
  * daemon is not removed. Sockets are spread over the workers as they are made;
  * each has one worker at a time.
+ *
+ * One that leaves (LEAVE) makes way for others and fails nobody: it is given
+ * nothing new, finishes what it has begun, and closes its netlink socket when
+ * nothing is owed to it any more.
  */
 
 #include <linux/module.h>
@@ -35,6 +39,17 @@ bool ssa_worker_is_gone(struct ssa_worker *worker)
 	return READ_ONCE(worker->dead) || sock_flag(worker->netlink, SOCK_DEAD);
 }
 
+/**
+ * ssa_worker_is_leaving - is another one to be asked from now on?
+ * @worker: referenced by the caller
+ *
+ * True for one that is gone as well.
+ */
+bool ssa_worker_is_leaving(struct ssa_worker *worker)
+{
+	return READ_ONCE(worker->leaving) || ssa_worker_is_gone(worker);
+}
+
 /* One that does not answer has ever more requests. */
 static int load(struct ssa_worker *worker)
 {
@@ -44,7 +59,7 @@ static int load(struct ssa_worker *worker)
 /**
  * ssa_worker_get - the worker that has the fewest sockets and requests
  *
- * Return: a reference, or NULL when there is none.
+ * Return: a reference, or NULL when there is none, or none that stays.
  */
 struct ssa_worker *ssa_worker_get(void)
 {
@@ -52,7 +67,7 @@ struct ssa_worker *ssa_worker_get(void)
 
 	spin_lock(&ssa_worker_lock);
 	list_for_each_entry(worker, &workers, list) {
-		if (ssa_worker_is_gone(worker))
+		if (ssa_worker_is_leaving(worker))
 			continue;
 		if (!found || load(worker) < load(found))
 			found = worker;
@@ -64,7 +79,7 @@ struct ssa_worker *ssa_worker_get(void)
 }
 
 /**
- * ssa_worker_any - is there a worker?
+ * ssa_worker_any - is there a worker, other than those that leave?
  */
 bool ssa_worker_any(void)
 {
@@ -260,6 +275,21 @@ out_free:
 	ssa_worker_put(worker);
 }
 
+/**
+ * ssa_worker_forget - a socket that a worker knows is no more
+ * @worker: it, and the caller's reference is consumed; or NULL
+ * @close: notice of SSA_CMD_CLOSE; consumed
+ */
+void ssa_worker_forget(struct ssa_worker *worker, struct ssa_notice *close)
+{
+	if (worker) {
+		atomic_dec(&worker->sockets);
+		ssa_worker_notify(worker, close);
+	} else {
+		kfree(close);
+	}
+}
+
 static bool register_locked(struct ssa_worker *worker)
 {
 	struct ssa_worker *other;
@@ -289,6 +319,7 @@ int ssa_worker_register(struct sk_buff *skb, u32 daemon, struct netlink_ext_ack 
 	struct ssa_worker *worker;
 	bool done;
 
+	ssa_window(SSA_WINDOW_REGISTERING);
 	worker = kzalloc(sizeof(*worker), GFP_KERNEL);
 	if (!worker)
 		return -ENOMEM;
@@ -317,6 +348,79 @@ int ssa_worker_register(struct sk_buff *skb, u32 daemon, struct netlink_ext_ack 
 	return 0;
 }
 
+/**
+ * ssa_worker_of - the worker that sent a message
+ * @skb: the message
+ *
+ * Return: a reference, or NULL if it is no worker's.
+ */
+struct ssa_worker *ssa_worker_of(struct sk_buff *skb)
+{
+	struct ssa_worker *worker, *found = NULL;
+
+	spin_lock(&ssa_worker_lock);
+	list_for_each_entry(worker, &workers, list) {
+		if (!ssa_worker_is(worker, skb))
+			continue;
+		refcount_inc(&worker->ref);
+		found = worker;
+		break;
+	}
+	spin_unlock(&ssa_worker_lock);
+	return found;
+}
+
+static bool leave_locked(struct ssa_worker *worker)
+{
+	struct ssa_worker *other;
+
+	lockdep_assert_held(&ssa_worker_lock);
+	list_for_each_entry(other, &workers, list) {
+		if (other == worker || ssa_worker_is_leaving(other))
+			continue;
+		WRITE_ONCE(worker->leaving, true);
+		return true;
+	}
+	return READ_ONCE(worker->leaving);
+}
+
+/**
+ * ssa_worker_leave - a worker is about to go: let others have what it has
+ * @worker: referenced by the caller
+ *
+ * What it has been asked stays its own. Listening sockets are moved at once, by
+ * their own work; a socket that is not connected when it is used next, which
+ * ssa_sock_introduce() sees to.
+ *
+ * Return: 0; -EBUSY if there is no other that stays.
+ */
+int ssa_worker_leave(struct ssa_worker *worker)
+{
+	bool done;
+
+	spin_lock(&ssa_worker_lock);
+	done = leave_locked(worker);
+	spin_unlock(&ssa_worker_lock);
+	if (!done)
+		return -EBUSY;
+	ssa_listen_adopt_all();
+	return 0;
+}
+
+/**
+ * ssa_worker_owed - what a worker that leaves may still be asked, or has been
+ * @worker: referenced by the caller, leaving
+ *
+ * Once it is 0 it stays so, and nobody misses the worker.
+ */
+u32 ssa_worker_owed(struct ssa_worker *worker)
+{
+	/* First: a call makes its request before it lets go of its socket. */
+	u32 owed = ssa_sock_count_busy(worker);
+
+	return owed + atomic_read(&worker->pending);
+}
+
 static struct ssa_worker *take_worker(u32 portid)
 {
 	struct ssa_worker *worker;
@@ -343,7 +447,7 @@ static void unregister(u32 portid)
 		return;
 	}
 	/*
-	 * From here on no request is added for it (request_add() looks at
+	 * From here on no request is added for it (ssa_request_add() looks at
 	 * dead under the lock of the table), so those that are failed below
 	 * are all.
 	 */
@@ -356,6 +460,7 @@ static void unregister(u32 portid)
 	ssa_listen_adopt_all();
 	if (cancel_delayed_work_sync(&worker->notice_work))
 		ssa_worker_put(worker);
+	ssa_window(SSA_WINDOW_LEAVING);
 	ssa_worker_put(worker);
 	module_put(THIS_MODULE);
 }

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import platform
 import socket
 import struct
 from typing import Any, NamedTuple
@@ -11,6 +12,9 @@ from typing import Any, NamedTuple
 _FAMILY = struct.Struct("=H")
 _INET = struct.Struct("!H4s")  # struct sockaddr_in after its family: port, address
 _INET6 = struct.Struct("!HI16s")  # struct sockaddr_in6 likewise: port, flow label, address
+_COOKIE = struct.Struct("=Q")
+# <asm-generic/socket.h>, and two architectures that have their own.
+_SO_NETNS_COOKIE = {"parisc": 0x4045, "sparc64": 0x0050}.get(platform.machine(), 71)
 
 
 class Address(NamedTuple):
@@ -38,6 +42,25 @@ class Address(NamedTuple):
             return f"{self.ip}:{self.port}"
         # Unlike ipaddress before Python 3.13, it writes ::ffff:192.0.2.1 in the mixed form.
         return f"[{socket.inet_ntop(socket.AF_INET6, self.ip.packed)}]:{self.port}"
+
+
+def is_address(host: str) -> bool:
+    """Tell whether a host is given as an IP address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def own_netns() -> int:
+    """Return the cookie of our own network namespace, 0 if the kernel does not tell."""
+    with socket.socket() as sock:
+        try:
+            raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE.size)
+        except OSError:
+            return 0
+    return int(_COOKIE.unpack(raw)[0])
 
 
 def parse_sockaddr(raw: bytes) -> Address | None:

@@ -65,13 +65,15 @@ class Channel:
         program: socket.socket,
         on_end: Callable[[int, str], Awaitable[None]],
         close_timeout: float,
+        on_ticket: Callable[[], None] | None = None,
     ) -> None:
         """`connection` has done its handshake, over memory, and nothing is left there. The sockets
         are nonblocking and become the channel's: `endpoint` is the TCP socket, `program` the
         relay's end of a socket pair.
 
         `on_end` is told how the peer's stream ended, once all of it is in the program's socket:
-        with 0, or with an errno and a sentence.
+        with 0, or with an errno and a sentence. `on_ticket` is called after a record without data,
+        which may have been a session ticket.
         """
         self._loop = asyncio.get_running_loop()
         self._connection = connection
@@ -81,10 +83,15 @@ class Channel:
         self._close_timeout = close_timeout
         self._closing: asyncio.TimerHandle | None = None
         self._incoming = _Incoming(self._loop, connection, endpoint, program)
+        self._incoming.on_ticket = on_ticket or _nothing
         self._outgoing = _Outgoing(self._loop, connection, program, endpoint, self._incoming)
 
     async def run(self) -> None:
-        """Relay until both directions have ended, then close both sockets."""
+        """Relay until both directions have ended, then close both sockets.
+
+        If it fails, or is cancelled, that is for the caller to tell the program; and then to close
+        the channel, so that the program does not see an end without its reason.
+        """
         try:
             attach(self._connection, self._endpoint)
             self._outgoing.start()
@@ -101,8 +108,12 @@ class Channel:
                 self._closing.cancel()
             self._outgoing.end()
             self._incoming.stop()
-            self._endpoint.close()
-            self._program.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close both sockets."""
+        self._endpoint.close()
+        self._program.close()
 
     def close_soon(self) -> None:
         """The program has closed its socket: deliver what it wrote, say goodbye, and end.
@@ -240,6 +251,7 @@ class _Incoming:
         self._notes: Notes = connection.get_app_data()
         self._program = program
         self.on_read: Callable[[], None] = _nothing
+        self.on_ticket: Callable[[], None] = _nothing
         self._poll = select.poll()
         self._poll.register(endpoint, select.POLLIN)
         self._reader = _Reader(loop, endpoint, self._readable)
@@ -295,6 +307,7 @@ class _Incoming:
                     record = self._connection.recv_into(_inbox[length:], _RECORD)
                 except (SSL.WantReadError, SSL.WantWriteError):
                     # There is no more; or a record held no data, and more may follow it.
+                    self.on_ticket()
                     without_data += 1
                     if without_data > _WITHOUT_DATA_MAX or not self._poll.poll(0):
                         break
@@ -359,6 +372,9 @@ class _Incoming:
             reasons = ", ".join(reason for *_, reason in error.args[0]) if error.args else ""
             return errno.EPROTO, f"The peer broke the TLS protocol: {reasons or 'unknown error'}."
         number = error.args[0]
+        if number <= 0 and self._connection.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
+            # OpenSSL does not tell close_notify as such once user_canceled has come (TLS 1.3).
+            return 0, ""
         if number <= 0:
             text = "The peer closed the connection without close_notify; data may be missing."
             return errno.ECONNRESET, text

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ssad import errors, ktls
+from ssad.alerts import Alert
 from ssad.channel import socket_pair
 from ssad.errors import HandshakeError
 from ssad.handshake import Handshake, Result
 from ssad.policy import Policy
 from ssad.records import read_record
+from ssad.revocation import Checker, Revoked
+from ssad.sessions import Visit
 from ssad.wire import CHAIN_PIECE_MAX, IDENTITY_MAX, Attributes, Transport, clip
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ class Connection:
     endpoint: socket.socket
     program: socket.socket | None = None  # the program's end of a channel
     relay: socket.socket | None = None  # our end of it
+    chosen: int = 0  # which of the connect's endpoints it is
+    visit: Visit | None = None  # of a client, what keeps its sessions
 
     @property
     def transport(self) -> Transport:
@@ -58,6 +63,8 @@ class Connection:
             found["alpn"] = result.alpn
         if host_name:
             found["host_name"] = host_name
+        if self.chosen:
+            found["endpoint"] = self.chosen
         if self.program is not None:
             found["fd"] = self.program.fileno()
         return found
@@ -72,9 +79,14 @@ class Connection:
 class Establisher:
     """Makes TLS connections of TCP connections by the policy, many at once."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, checker: Checker) -> None:
         self._policy = policy
+        self._checker = checker
         self._fallbacks: set[str] = set()
+
+    def adopt(self, policy: Policy) -> None:
+        """Go by another policy with what begins from now on."""
+        self._policy = policy
 
     async def establish(
         self, endpoint: socket.socket, begin: Callable[[], Handshake]
@@ -89,7 +101,8 @@ class Establisher:
             limit = self._policy.handshake_timeout
             try:
                 async with asyncio.timeout(limit):
-                    result = await _shake_hands(asyncio.get_running_loop(), endpoint, begin())
+                    loop = asyncio.get_running_loop()
+                    result = await _shake_hands(loop, endpoint, begin(), self._checker)
             except TimeoutError as error:
                 raise errors.deadline(limit) from error
             connection = Connection(result, endpoint)
@@ -127,7 +140,10 @@ class Establisher:
 
 
 async def _shake_hands(
-    loop: asyncio.AbstractEventLoop, endpoint: socket.socket, handshake: Handshake
+    loop: asyncio.AbstractEventLoop,
+    endpoint: socket.socket,
+    handshake: Handshake,
+    checker: Checker,
 ) -> Result:
     first = handshake.start()
     if first:
@@ -147,9 +163,24 @@ async def _shake_hands(
         except HandshakeError:
             _send_alert(endpoint, handshake.pending_output)
             raise
+        if answer or handshake.done:
+            await _check_peer(endpoint, handshake, checker)
         if answer:
             await _send(loop, endpoint, answer)
     return handshake.result
+
+
+async def _check_peer(endpoint: socket.socket, handshake: Handshake, checker: Checker) -> None:
+    """Check the peer for revocation, if that is to be done now."""
+    try:
+        peer = handshake.unchecked_peer()
+        if peer is not None:
+            await checker.check(peer)
+    except HandshakeError as error:
+        revoked = isinstance(error, Revoked)
+        alert = Alert.CERTIFICATE_REVOKED if revoked else Alert.CERTIFICATE_UNKNOWN
+        _send_alert(endpoint, lambda: handshake.alert(alert))
+        raise
 
 
 async def _send(loop: asyncio.AbstractEventLoop, endpoint: socket.socket, data: bytes) -> None:

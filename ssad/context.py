@@ -8,6 +8,7 @@ one connection is kept in its Notes.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import errno
 import functools
 import hashlib
@@ -24,9 +25,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
 from ssad import identity, trust, verification
+from ssad.checks import Rules
 from ssad.credentials import Identity
 from ssad.errors import HandshakeError, Refused
-from ssad.policy import TLS_1_2, TLS_1_3, Policy
+from ssad.policy import KEYS, TLS_1_2, TLS_1_3, Policy
+from ssad.revocation import staple_fault
 from ssad.settings import (
     AUTH_NONE,
     AUTH_OPTIONAL,
@@ -47,6 +50,8 @@ _VERIFY_MODES = {
     AUTH_OPTIONAL: SSL.VERIFY_PEER,
     AUTH_REQUIRED: SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT,
 }
+# Tables of the policy that say who may resume a session: it is not resumed under another policy.
+_OF_SESSIONS = {"tls", "trust", "sessions", "revocation"}
 _FATAL = 2  # level of an alert
 
 _lib = Binding.lib
@@ -58,8 +63,10 @@ class Notes:
 
     wanted: str | identity.Address | None  # None: a client, which may be anyone
     trust: str  # where trusted certificates come from
+    rules: Rules  # how the peer's certificates are checked for revocation
     secrets: dict[str, bytes] = field(default_factory=dict, repr=False)  # by their keylog labels
     verified: bool = False
+    stapled: bool = False  # the server has proved that its certificate is not revoked
     refusal: str = ""  # why the peer's certificates were refused
     alert_sent: int | None = None  # fatal ones
     alert_received: int | None = None
@@ -75,9 +82,12 @@ def client_connection(
     """
     wanted = identity.wanted(settings.host_name, remote)
     connection = SSL.Connection(client_context(settings, policy), None)
-    connection.set_app_data(Notes(wanted, trust.source(settings, policy)))
+    rules = settings.checks.rules(policy)
+    connection.set_app_data(Notes(wanted, trust.source(settings, policy), rules))
     connection.set_connect_state()
     _expect(connection, wanted)
+    if rules.stapled:
+        connection.request_ocsp()
     if isinstance(wanted, str):
         # RFC 6066, 3: addresses are not permitted.
         connection.set_tlsext_host_name(wanted.encode("ascii"))
@@ -91,7 +101,8 @@ def client_context(settings: Settings, policy: Policy) -> SSL.Context:
     settings.check(policy)
     trusted = trust.trusted(settings, policy)
     low, high = settings.versions(policy)
-    parameters = (low, high, settings.ciphers12(policy), settings.ciphers13(policy), trusted)
+    ciphers = settings.ciphers12(policy), settings.ciphers13(policy)
+    parameters = (low, high, *ciphers, trusted, policy.verify_depth)
     if not settings.identities:
         return _shared_client_context(*parameters)
     # A private key is not kept beyond its socket, so this context is for one connection.
@@ -110,16 +121,38 @@ class TicketContexts:
     with contexts of this object, which has to be made before the processes that share it fork.
 
     These of a connection's properties stay what they are in the first context: versions, options,
-    modes, the timeout of sessions, whether and how the peer is verified. The rest comes with the
-    other context: certificates, ciphers, trust, callbacks, the session id context.
+    modes, the timeout of sessions, whether, how and to what depth the peer is verified. The rest
+    comes with the other context: certificates, ciphers, trust, callbacks, the session id context.
     """
 
     def __init__(self, policy: Policy) -> None:
         self._contexts = {
-            (versions, level): _base_context(versions, level, policy.session_timeout)
+            (versions, level): _base_context(versions, level)
             for versions in ((TLS_1_2, TLS_1_2), (TLS_1_2, TLS_1_3), (TLS_1_3, TLS_1_3))
             for level in _VERIFY_MODES
         }
+        self.apply(policy)
+
+    def apply(self, policy: Policy) -> None:
+        """Let connections that are made from now on go by another policy. The keys stay, for the
+        session id context tells apart the sessions of different policies."""
+        for context in self._contexts.values():
+            # pyOpenSSL lets nobody change a context that has made a connection. These two are
+            # looked at when another one is made, or a session begins (SSL_CTX_set_timeout(3),
+            # SSL_CTX_set_verify_depth(3)).
+            _lib.SSL_CTX_set_timeout(context._context, policy.session_timeout)
+            _lib.SSL_CTX_set_verify_depth(context._context, policy.verify_depth)
+
+    def set_lifetime(self, versions: tuple[int, int], request_peer_auth: int, seconds: int) -> None:
+        """Say how long sessions may be resumed that begin before this is called anew.
+
+        Listeners that are alike but for that share a context, so it is to be said before each step
+        of a handshake: OpenSSL looks at it when it has read the ClientHello.
+        """
+        # Not through pyOpenSSL, which lets no context be changed that is used. OpenSSL minds
+        # threads only here, and there is one.
+        context = self._contexts[versions, request_peer_auth]
+        _lib.SSL_CTX_set_timeout(context._context, seconds)
 
     def connection(
         self, context: SSL.Context, versions: tuple[int, int], request_peer_auth: int
@@ -155,10 +188,12 @@ class ServerContexts:
         self.versions = settings.versions(policy)
         self._tickets = tickets
         self._trust = trust.source(settings, policy)
+        self._rules = settings.checks.rules(policy)
+        self.staples: dict[bytes, bytes] = {}  # OCSP responses, by the certificates in DER
         trusted = None
         if settings.request_peer_auth != AUTH_NONE:
             trusted = trust.trusted(settings, policy)
-        make = _ContextMaker(settings, policy, trusted, uid)
+        make = _ContextMaker(settings, policy, trusted, uid, self.staples)
         first = settings.identities[0]
         alike = (_covering(make.by_name, name) for name in _names(first)[:1])
         default = _first_of_each_kind((first, *itertools.chain.from_iterable(alike)))
@@ -169,8 +204,20 @@ class ServerContexts:
         connection = self._tickets.connection(
             self._context, self.versions, self.settings.request_peer_auth
         )
-        connection.set_app_data(Notes(None, self._trust))
+        connection.set_app_data(Notes(None, self._trust, self._rules))
+        if self._rules.online and self.settings.request_peer_auth != AUTH_NONE:
+            # A ticket has no room for the issuers, without whom nobody can be asked: the client
+            # has to show its certificates each time. pyOpenSSL has no call for it.
+            _lib.SSL_set_options(connection._ssl, SSL.OP_NO_TICKET)
         return connection
+
+    def prepare_step(self) -> None:
+        """To be called before each step of a handshake."""
+        self._tickets.set_lifetime(
+            self.versions,
+            self.settings.request_peer_auth,
+            self.settings.session_lifetime(self.policy),
+        )
 
 
 class _ContextMaker:
@@ -182,8 +229,10 @@ class _ContextMaker:
         policy: Policy,
         trusted: bytes | TrustStore | None,
         uid: int,
+        staples: dict[bytes, bytes],
     ) -> None:
         self._settings = settings
+        self._staple = _stapler(staples)
         self._policy = policy
         self._trusted = trusted
         self._store: crypto.X509Store | None = None
@@ -221,6 +270,7 @@ class _ContextMaker:
             settings.ciphers13(policy),
         )
         context.set_session_id(self._session_id)
+        context.set_ocsp_server_callback(self._staple)
         for one in identities:
             _use(context, one)
         if settings.alpn:
@@ -242,10 +292,9 @@ class _ContextMaker:
             _send_names(context, x509.load_pem_x509_certificates(self._trusted))
 
 
-def _base_context(versions: tuple[int, int], level: int, timeout: int) -> SSL.Context:
+def _base_context(versions: tuple[int, int], level: int) -> SSL.Context:
     context = _new_context(SSL.TLS_SERVER_METHOD, *versions)
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | _PRIORITIZE_CHACHA)
-    context.set_timeout(timeout)
     context.set_verify(_VERIFY_MODES[level], _on_verify)
     return context
 
@@ -265,6 +314,9 @@ def _session_id(
         settings.alpn,
         settings.versions(policy),
         settings.ciphers(policy),
+        *(getattr(policy, name) for name, key in KEYS.items() if key.table in _OF_SESSIONS),
+        settings.checks.rules(policy),
+        settings.session_lifetime(policy),
     )
     return hashlib.sha256(repr(alike).encode()).digest()
 
@@ -304,6 +356,18 @@ def _name_chooser(contexts: dict[str, SSL.Context | None]) -> Callable[[SSL.Conn
             connection.set_context(found)
 
     return choose
+
+
+def _stapler(staples: dict[bytes, bytes]) -> Callable[[SSL.Connection, None], bytes]:
+    """Return a callback that gives a connection the OCSP response to the certificate it shows."""
+
+    def staple(connection: SSL.Connection, _data: None) -> bytes:
+        certificate = connection.get_certificate() if staples else None
+        if certificate is None:
+            return b""
+        return staples.get(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate), b"")
+
+    return staple
 
 
 def _alpn_chooser(
@@ -347,6 +411,16 @@ def resumed(connection: SSL.Connection) -> bool:
     return bool(_lib.SSL_session_reused(connection._ssl))
 
 
+def verified_before(connection: SSL.Connection) -> bool:
+    """Tell whether the peer of a resumed session was found to be in order when it began."""
+    return resumed(connection) and _lib.SSL_get_verify_result(connection._ssl) == 0  # X509_V_OK
+
+
+def is_current_session(connection: SSL.Connection, session: SSL.Session) -> bool:
+    """Tell whether a session is still the connection's; each ticket of TLS 1.3 makes it another."""
+    return bool(_lib.SSL_get_session(connection._ssl) == session._session)
+
+
 def _new_context(
     method: int, low: int, high: int, ciphers12: str = "", ciphers13: str = ""
 ) -> SSL.Context:
@@ -370,11 +444,13 @@ def _new_context(
 
 
 def _new_client_context(
-    low: int, high: int, ciphers12: str, ciphers13: str, trusted: bytes | TrustStore
+    low: int, high: int, ciphers12: str, ciphers13: str, trusted: bytes | TrustStore, depth: int
 ) -> SSL.Context:
     context = _new_context(SSL.TLS_CLIENT_METHOD, low, high, ciphers12, ciphers13)
     trust.load(context, trusted)
     context.set_verify(SSL.VERIFY_PEER, _on_verify)
+    context.set_verify_depth(depth)
+    context.set_ocsp_client_callback(_on_staple)
     return context
 
 
@@ -483,6 +559,20 @@ def _refusal(
     if notes.wanted is None:
         return ""
     return verification.wrong_identity(certificate, notes.wanted, refused=mismatch)
+
+
+def _on_staple(connection: SSL.Connection, response: bytes, _data: None) -> bool:
+    """OpenSSL has verified the server's chain. Without a stapled response, this one is empty.
+
+    What is refused here reaches the server as the alert bad_certificate_status_response.
+    """
+    notes: Notes = connection.get_app_data()
+    if resumed(connection):
+        return True  # nothing is stapled, and what was has been checked when the session began
+    chain = connection.get_verified_chain(as_cryptography=True) or []
+    now = dt.datetime.now(dt.UTC)
+    notes.refusal, notes.stapled = staple_fault(response, chain, notes.rules, now)
+    return not notes.refusal
 
 
 def _on_keylog(connection: SSL.Connection, line: bytes) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import pkgutil
 import signal
+import socket
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,11 +22,14 @@ import cryptography.x509
 import idna
 
 from ssad import log, module, privileges
+from ssad.config import Faulty, Source, parse
 from ssad.context import TicketContexts, client_context
 from ssad.errors import Refused
 from ssad.exits import CommandError, Exit
 from ssad.link import FamilyMissing, Link, LinkError
 from ssad.policy import Policy
+from ssad.reload import Follower, Keeper, now
+from ssad.restart import Legacy, Restarter, Start, execute
 from ssad.server import Server
 from ssad.settings import Settings
 from ssad.supervisor import (
@@ -52,33 +56,53 @@ class Options:
     user: str | None = None
     log_level: str = "info"
     background: bool = True
+    source: Source | None = None  # where the policy comes from; None: it stays what it is
 
 
-def run(options: Options, ready: Callable[[], None], private: Iterable[int] = ()) -> None:
+def run(
+    options: Options,
+    ready: Callable[[], None],
+    private: Iterable[int] = (),
+    legacy: Legacy | None = None,
+) -> None:
     """Be the daemon's main process until SIGTERM or SIGINT.
 
     ready: called once all workers are registered.
     private: file descriptors that workers are to close.
+    legacy: of the program that was there before, if there was one.
 
     Raises CommandError.
     """
     try:
-        _give_up_root(options)
+        give_up_root(options)
         in_journal = log.configure(options.log_level, background=options.background)
-        # Loaded now, so that the first connect does not wait for it, and that a missing one is
-        # noticed before any program relies on it.
-        client_context(Settings(), options.policy)
+        policy = load(options) if legacy is None else options.policy
+        tickets = TicketContexts(policy)
+        begun = 0 if legacy is None else legacy.begun
+        keeper = Keeper(options.source, policy, tickets.apply, begun)
         one_worker = partial(
             work,
             options=options,
-            tickets=TicketContexts(options.policy),
+            keeper=keeper,
+            tickets=tickets,
             in_journal=in_journal,
             main=os.getpid(),
         )
-        supervisor = Supervisor(options.workers, one_worker)
-        supervisor.start(private)
+        supervisor = Supervisor(
+            options.workers,
+            one_worker,
+            keeper.reload,
+            _restarter(options, keeper),
+            None if legacy is None else legacy.links(),
+        )
+        if legacy is None:
+            supervisor.start(private)
+        else:
+            _succeed(supervisor, keeper, private)
     except privileges.NotPermitted as error:
         raise CommandError(Exit.NOT_PERMITTED, str(error)) from error
+    except Faulty as error:
+        raise CommandError(Exit.FAILED, f"The policy can't be used.\n{error}") from error
     except Refused as error:
         raise CommandError(Exit.FAILED, error.text) from error
     except OSError as error:
@@ -91,15 +115,78 @@ def run(options: Options, ready: Callable[[], None], private: Iterable[int] = ()
     logger.info("Stopped.")
 
 
+def _restarter(options: Options, keeper: Keeper) -> Restarter | None:
+    source = options.source
+    if source is None:
+        return None
+    start = Start(
+        options.workers,
+        options.user,
+        options.log_level,
+        options.background,
+        str(source.path),
+        source.required,
+        source.overrides,
+    )
+    return Restarter(start, keeper, execute)
+
+
+def _succeed(supervisor: Supervisor, keeper: Keeper, private: Iterable[int]) -> None:
+    """Start workers, and have those of the program before leave; or go on with those."""
+    try:
+        supervisor.start(private)
+    except (CommandError, OSError) as error:
+        logger.error("New workers could not be started; the old ones go on: %s", error)
+        supervisor.keep_old()
+        keeper.ledger.end((f"New workers could not be started: {error}",))
+    else:
+        supervisor.retire_old(keeper.policy.leave_timeout)
+        keeper.ledger.end((), now())
+
+
+def options_of(legacy: Legacy) -> Options:
+    """Return how a daemon was started, with the policy that it is to begin with, if it is known."""
+    start = legacy.start
+    return Options(
+        parse(legacy.policy, "the policy in force"),
+        start.workers,
+        start.user,
+        start.log_level,
+        start.background,
+        start.source,
+    )
+
+
+def take_over(legacy: Legacy) -> None:
+    """Be the main process in the place of the program before, until SIGTERM or SIGINT. Raises
+    CommandError."""
+    run(options_of(legacy), lambda: None, legacy=legacy)
+
+
+def load(options: Options) -> Policy:
+    """Read the policy as the user that will have to read it again. Raises Faulty or Refused.
+
+    The trust store is loaded now, so that the first connect does not wait for it, and that a
+    missing one is noticed before any program relies on it.
+    """
+    if options.source is not None:
+        return options.source.load()
+    client_context(Settings(), options.policy)
+    return options.policy
+
+
 def work(
     ready: Callable[[], None],
+    control: socket.socket,
     *,
     options: Options,
+    keeper: Keeper,
     tickets: TicketContexts,
     in_journal: bool,
     main: int,
 ) -> None:
-    """Be a worker until SIGTERM. Raises CommandError."""
+    """Be a worker until SIGTERM. `control` comes from the main process. Raises CommandError."""
+    keeper.ledger.close()
     try:
         link = _register(main)
         privileges.drop_all()
@@ -108,13 +195,10 @@ def work(
     if options.background:
         _leave_terminal(in_journal=in_journal)
     with link:
-        asyncio.run(_serve(link, options.policy, tickets, ready))
+        asyncio.run(_serve(Server(link, keeper.policy, tickets), control, ready))
 
 
-async def _serve(
-    link: Link, policy: Policy, tickets: TicketContexts, ready: Callable[[], None]
-) -> None:
-    server = Server(link, policy, tickets)
+async def _serve(server: Server, control: socket.socket, ready: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -125,6 +209,7 @@ async def _serve(
 
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(HURRY, server.stop)
+    loop.add_reader(control, Follower(control, server).read)
     unblock_signals()
     logger.debug("Registered with the kernel module.")
     ready()
@@ -140,7 +225,9 @@ def import_all() -> None:
                 importlib.import_module(found.name)
 
 
-def _give_up_root(options: Options) -> None:
+def give_up_root(options: Options) -> None:
+    """Do all that needs root, or a right to read code, and give that up. Raises CommandError, or
+    privileges.NotPermitted."""
     import_all()
     privileges.raise_file_limit()
     # Root's last act: the kernel loads modules by itself only for those who may administer it.

@@ -17,10 +17,19 @@ from OpenSSL import SSL, crypto
 
 from ssad import alerts, errors, identity, keys, records, verification
 from ssad.alerts import Alert
-from ssad.context import Notes, ServerContexts, client_connection, resumed, server_name
+from ssad.context import (
+    Notes,
+    ServerContexts,
+    client_connection,
+    resumed,
+    server_name,
+    verified_before,
+)
 from ssad.errors import HandshakeError
 from ssad.keys import KernelKeys, Suite
 from ssad.policy import TLS_1_2, TLS_1_3, VERSION_NAMES, Policy
+from ssad.revocation import Peer
+from ssad.sessions import Visit
 from ssad.settings import AUTH_REQUIRED, Settings
 from ssad.wire import CHAIN_MAX
 
@@ -59,6 +68,8 @@ class Handshake(abc.ABC):
     peer is to be told of them is in `pending_output()`."""
 
     _peer = "peer"  # what sentences call it
+    # The secret of what is sent last in a TLS 1.3 handshake, as the keylog calls it.
+    _alert_label = "CLIENT_HANDSHAKE_TRAFFIC_SECRET"
 
     def __init__(self, connection: SSL.Connection, settings: Settings, policy: Policy) -> None:
         self._connection = connection
@@ -66,6 +77,8 @@ class Handshake(abc.ABC):
         self._settings = settings
         self._policy = policy
         self._last_flight = b""
+        self._alert_secret = b""
+        self._checked = False
         self._result: Result | None = None
 
     @property
@@ -98,6 +111,40 @@ class Handshake(abc.ABC):
             self._result = self._conclude(output)
         self._last_flight = output or self._last_flight
         return output
+
+    def unchecked_peer(self) -> Peer | None:
+        """Return the peer if it has to be checked for revocation before anything more is sent.
+
+        To be asked for when there is something to send, or all is done. Returns it once. Raises
+        HandshakeError (EPROTO) if it can't be checked.
+        """
+        rules = self._notes.rules
+        if self._checked or not rules.online or not (self._notes.verified or self.done):
+            return None
+        self._checked = True
+        connection = self._connection
+        if self.done and not self.result.peer_chain:
+            return None  # a client without a certificate
+        chain = connection.get_verified_chain(as_cryptography=True)
+        if chain is None:
+            # Only a session that was resumed has none, and who checks resumes none.
+            raise HandshakeError(
+                errno.EPROTO,
+                f"The certificate of the {self._peer} could not be checked for revocation: "
+                "the session that was resumed does not have its issuer's.",
+            )
+        own_trust = self._settings.trusted is not None
+        return Peer(chain, rules, self._notes.stapled, own_trust)
+
+    def alert(self, description: int) -> bytes:
+        """Return a fatal alert to send instead of what `receive_record` has returned, which was
+        the first to be encrypted. Empty if it can't be made."""
+        if self._connection.get_protocol_version() != TLS_1_3:
+            return records.fatal_alert(description)
+        suite = keys.suite(self._connection.get_cipher_name() or "")
+        if suite is None or not self._alert_secret:
+            return b""
+        return keys.tls13_alert(suite, self._alert_secret, description)
 
     def pending_output(self) -> bytes:
         """Return bytes that are to be sent and were not returned yet."""
@@ -197,6 +244,7 @@ class Handshake(abc.ABC):
         connection = self._connection
         secrets = self._notes.secrets
         self._notes.secrets = {}  # needed no longer, wherever the connection goes
+        self._alert_secret = secrets.get(self._alert_label, b"")
         suite = keys.suite(connection.get_cipher_name() or "")
         if suite is None:
             return None
@@ -220,16 +268,40 @@ class Handshake(abc.ABC):
 class ClientHandshake(Handshake):
     """A client's handshake."""
 
-    def __init__(self, settings: Settings, policy: Policy, remote: identity.Address) -> None:
-        """`remote` is the address that the program connects to.
+    def __init__(
+        self,
+        settings: Settings,
+        policy: Policy,
+        remote: identity.Address,
+        visit: Visit | None = None,
+    ) -> None:
+        """`remote` is the address that the program connects to, `visit` knows of sessions that can
+        be resumed.
 
         Raises HandshakeError if there is no usable trust store, Refused if the settings contradict
         each other.
         """
         super().__init__(client_connection(settings, policy, remote), settings, policy)
+        self._visit = visit
+        if visit is not None:
+            visit.offer(self._connection)
+
+    def _conclude(self, output: bytes) -> Result:
+        result = super()._conclude(output)
+        if self._visit is not None:
+            try:
+                chain = self._connection.get_verified_chain(as_cryptography=True)
+            except identity.UNREADABLE:
+                chain = None  # OpenSSL could read it: the connection is good, but not its session
+            self._visit.begin(self._connection, chain or ())
+        return result
 
     def _verified_chain(self) -> list[crypto.X509]:
         chain = self._connection.get_peer_cert_chain()
+        if chain and self._visit is not None and verified_before(self._connection):
+            for certificate in chain:
+                _check_validity(certificate.to_cryptography())
+            return chain
         if not chain or not self._notes.verified:
             # Can't happen while OpenSSL verifies; if ever it does not, nothing is let through.
             raise HandshakeError(errno.EPROTO, "The peer's certificate was not verified.")
@@ -287,6 +359,7 @@ class ServerHandshake(Handshake):
     """A server's handshake."""
 
     _peer = "client"
+    _alert_label = "SERVER_TRAFFIC_SECRET_0"
 
     def __init__(self, contexts: ServerContexts) -> None:
         """`contexts` are those of the listener."""
@@ -294,6 +367,10 @@ class ServerHandshake(Handshake):
         # A callback of theirs must not be freed while it runs, should the listener close meanwhile.
         self._contexts = contexts
         self._hello = b""  # the first record
+
+    def _advance(self, record: bytes = b"") -> bool:
+        self._contexts.prepare_step()
+        return super()._advance(record)
 
     def receive_record(self, record: bytes) -> bytes:
         """As Handshake has it."""

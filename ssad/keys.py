@@ -13,12 +13,15 @@ import struct
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives import hashes, hmac
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from ssad import records
 from ssad.policy import TLS_1_2, TLS_1_3
 
 _NONCE_LENGTH = 12
 _GCM_SALT_LENGTH = 4
+_TAG_LENGTH = 16
 
 
 class Aead(enum.Enum):
@@ -106,6 +109,16 @@ def _tls13_direction(suite: Suite, secret: bytes, sequence: int) -> TrafficKey:
         hkdf_expand_label(suite.hash, secret, b"iv", _NONCE_LENGTH),
         sequence,
     )
+
+
+def tls13_alert(suite: Suite, secret: bytes, description: int) -> bytes:
+    """Return the record of a fatal alert, the first record that is sent under a secret
+    (RFC 8446, 5.2)."""
+    key = _tls13_direction(suite, secret, 0)
+    cipher = ChaCha20Poly1305 if suite.aead is Aead.CHACHA20_POLY1305 else AESGCM
+    inner = bytes((records.FATAL, description, records.ALERT))
+    header = struct.pack("!BHH", records.APPLICATION_DATA, TLS_1_2, len(inner) + _TAG_LENGTH)
+    return header + cipher(key.key).encrypt(key.nonce, inner, header)
 
 
 def tls12(

@@ -47,6 +47,10 @@ class Bound:
         self._limit = limit
         self._under_way: dict[asyncio.Task[None], float] = {}
 
+    def set_limit(self, limit: int) -> None:
+        """Change the limit. If more are under way, each new one pushes out an old one."""
+        self._limit = limit
+
     def add(self, task: asyncio.Task[None], now: float) -> None:
         """One has begun."""
         self._under_way[task] = now
@@ -109,6 +113,11 @@ class Listener:
         self._update()
         self._endpoint.close()
         return self._own.tasks()
+
+    def change(self, begin: Callable[[], Handshake], limit: int) -> None:
+        """Make handshakes in another way from now on, and no more than `limit` at once."""
+        self._begin = begin
+        self._own.set_limit(limit)
 
     def set_full(self, full: bool) -> None:  # noqa: FBT001 - it is what it says
         """The program's queue is full, or has room again."""

@@ -22,6 +22,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_KEEPCAPS = 8
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
 _CAPABILITY_VERSION_3 = 0x20080522  # capget(2): 64 capabilities, in two structs of three words
 
 _DEFAULT_USERS = ("ssad", "nobody")
@@ -63,6 +65,13 @@ def keep_only_net_admin(user: str | None) -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def pass_on() -> None:
+    """Let the program that takes this process's place keep CAP_NET_ADMIN (execve(2)); it gives up
+    what it need not pass on with keep_only_net_admin(). Raises OSError."""
+    _keep([CAP_NET_ADMIN], inheritable=[CAP_NET_ADMIN])
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, CAP_NET_ADMIN)
+
+
 def drop_all() -> None:
     """Give up CAP_NET_ADMIN as well. There is no way back."""
     _keep([])
@@ -90,8 +99,8 @@ def _find_user(user: str | None) -> pwd.struct_passwd:
     raise NotPermitted(f"There is no user {user!r} to run as; create it or name another one.")
 
 
-def _prctl(operation: int, value: int) -> None:
-    if _libc.prctl(operation, ctypes.c_ulong(value), 0, 0, 0) != 0:
+def _prctl(operation: int, value: int, more: int = 0) -> None:
+    if _libc.prctl(operation, ctypes.c_ulong(value), ctypes.c_ulong(more), 0, 0) != 0:
         _raise_errno(f"prctl({operation})")
 
 
@@ -104,11 +113,13 @@ def _permitted() -> frozenset[int]:
     return frozenset(number for number in range(64) if bits >> number & 1)
 
 
-def _keep(capabilities: Iterable[int]) -> None:
-    bits = sum(1 << number for number in capabilities)
+def _keep(capabilities: Iterable[int], inheritable: Iterable[int] = ()) -> None:
+    bits, passed = (
+        sum(1 << number for number in numbers) for numbers in (capabilities, inheritable)
+    )
     low, high = bits & 0xFFFFFFFF, bits >> 32
     # effective, permitted, inheritable; first of capabilities 0 to 31, then of 32 to 63
-    data = struct.pack("=6I", low, low, 0, high, high, 0)
+    data = struct.pack("=6I", low, low, passed & 0xFFFFFFFF, high, high, passed >> 32)
     if _libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), data) != 0:
         _raise_errno("capset")
 

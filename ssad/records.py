@@ -20,6 +20,8 @@ ALERT = 21
 HANDSHAKE = 22
 APPLICATION_DATA = 23
 
+FATAL = 2  # level of an alert (RFC 8446, 6)
+
 _TYPES = range(CHANGE_CIPHER_SPEC, APPLICATION_DATA + 1)
 
 # RFC 9110, 9.3, RFC 5789 and RFC 9113, 3.4, as far as a record's header goes.
@@ -77,6 +79,11 @@ def fault(header: bytes, peer: str = "peer") -> str:
             f"at most {BODY_MAX} are allowed (RFC 8446, 5.2)."
         )
     return ""
+
+
+def fatal_alert(description: int) -> bytes:
+    """Return the record of a fatal alert, not encrypted."""
+    return bytes((ALERT, 3, 3, 0, 2, FATAL, description))
 
 
 def split(flight: bytes) -> list[bytes]:

@@ -8,19 +8,26 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from ssad.address import Address, parse_sockaddr
+from ssad import identity
+from ssad.address import Address, is_address, own_netns, parse_sockaddr
 from ssad.channel import Channel
 from ssad.connect import Connector
 from ssad.connection import Connection, Establisher
-from ssad.context import ServerContexts, TicketContexts
-from ssad.errors import Refused, printable
-from ssad.handshake import ServerHandshake
+from ssad.context import ServerContexts, TicketContexts, client_context
+from ssad.errors import HandshakeError, Refused, printable
+from ssad.handshake import Handshake, ServerHandshake
 from ssad.link import Link, LinkError, MessagesLost
 from ssad.listener import Bound, Listener
 from ssad.policy import Policy
+from ssad.revocation import Checker
+from ssad.sessions import Owner, SessionCache
+from ssad.settings import Settings
+from ssad.stapling import Stapling
 from ssad.state import Socket, Sockets
-from ssad.wire import TEXT_MAX, Attributes, Command, Transport, WireError, clip
+from ssad.tickets import TicketReader, TicketReaders
+from ssad.wire import TEXT_MAX, TICKETS_MAX, Attributes, Command, Transport, WireError, clip
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +35,21 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 # Seconds that connects and channels under way may take to finish when the daemon is to stop.
 _STOP_TIMEOUT = 2.0
+# Seconds between questions whether the module still wants something of a worker that leaves.
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 1.0
 
 _INTERNAL_ERROR = "ssad failed internally; its log says more."
 _STOPPING = "ssad is stopping; the next one will do."
 _STOPPED = "ssad was stopped, which relayed this connection."
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is made for another policy before it is in force."""
+
+    policy: Policy
+    contexts: dict[int, ServerContexts | str]  # by the listening sockets' ids; see _contexts_of()
 
 
 class Server:
@@ -43,12 +61,18 @@ class Server:
         self._policy = policy
         self._tickets = tickets
         self._sockets = Sockets()
-        self._establisher = Establisher(policy)
+        self._checker = Checker(policy)
+        self._establisher = Establisher(policy, self._checker)
         self._connector = Connector(policy, self._establisher)
         self._connects: set[asyncio.Task[None]] = set()
         self._listeners: dict[int, Listener] = {}
+        self._stapling: dict[int, Stapling] = {}
         self._accepting = Bound(policy.handshakes_total)
         self._channels: dict[int, tuple[Channel, asyncio.Task[None]]] = {}
+        self._sessions = SessionCache(policy.client_sessions_max)
+        self._ticket_readers = TicketReaders()
+        self._netns = own_netns()
+        self._leaving: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._end_now = asyncio.Event()
         self._handlers: dict[Command, Callable[[Attributes], Attributes | None]] = {
@@ -60,6 +84,7 @@ class Server:
             Command.LISTEN: self._on_listen,
             Command.ROOM: self._on_room,
             Command.CLOSE: self._on_close,
+            Command.TICKET: self._on_ticket,
         }
 
     def stop(self) -> None:
@@ -67,6 +92,82 @@ class Server:
         if self._stopping.is_set():
             self._end_now.set()
         self._stopping.set()
+
+    def leave(self, patience: float) -> None:
+        """Make way for other workers: take on nothing, finish what has begun, and end. What is not
+        finished after `patience` seconds ends as with stop()."""
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._leave(patience))
+
+    async def _leave(self, patience: float) -> None:
+        log.info("Others take over; what is under way here has %g s to end.", patience)
+        try:
+            async with asyncio.timeout(patience):
+                await self._hand_on()
+                while under_way := self._under_way():
+                    await asyncio.wait(under_way)
+        except TimeoutError:
+            log.warning("What was under way did not end within %g s.", patience)
+        except Exception:
+            log.exception("Others could not take over as they should.")
+        self.stop()
+
+    async def _hand_on(self) -> None:
+        """Have the module ask others, and wait until it wants nothing of this worker any more."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                owed = self._ask(Command.LEAVE, {})["pending"]
+            except LinkError as error:
+                # EBUSY: there is none who could take over, for the moment.
+                if error.errno != errno.EBUSY:
+                    raise
+            else:
+                for listener in self._listeners.values():
+                    listener.close()
+                if owed == 0:
+                    return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def prepare(self, policy: Policy) -> Prepared:
+        """Make what another policy needs, for adopt(). Raises Refused if it can't be used."""
+        client_context(Settings(), policy)
+        found = {number: self._contexts_of(number, policy) for number in self._listeners}
+        return Prepared(policy, found)
+
+    def adopt(self, prepared: Prepared) -> None:
+        """Go by another policy with all that begins from now on; what is there stays."""
+        policy = self._policy = prepared.policy
+        self._tickets.apply(policy)
+        self._establisher.adopt(policy)
+        self._connector.adopt(policy)
+        self._checker.adopt(policy)
+        self._sessions.set_limit(policy.client_sessions_max)
+        self._accepting.set_limit(policy.handshakes_total)
+        for number, listener in self._listeners.items():
+            contexts = prepared.contexts.get(number) or self._contexts_of(number, policy)
+            listener.change(_beginning(contexts), policy.handshakes_per_listener)
+            self._staple(number, contexts)
+
+    def _contexts_of(self, socket_id: int, policy: Policy) -> ServerContexts | str:
+        """Return the contexts of a listener; if the policy has changed so that there can be none,
+        the sentence that says so."""
+        sock = self._sockets.get(socket_id)
+        try:
+            return ServerContexts(sock.settings, policy, self._tickets, sock.uid)
+        except Refused as refused:
+            text = f"The policy has changed, and this socket can't serve under it: {refused}"
+            log.warning("%s (process %d) listens: %s", sock.comm, sock.pid, text)
+            return text
+
+    def _staple(self, socket_id: int, contexts: ServerContexts | str) -> None:
+        """Have a listener staple what its contexts are for, if it does."""
+        if socket_id in self._stapling:
+            self._stapling.pop(socket_id).close()
+        checks = self._sockets.get(socket_id).settings.checks
+        if not isinstance(contexts, str) and checks.staples(contexts.policy):
+            self._stapling[socket_id] = Stapling(contexts, self._checker)
 
     async def run(self) -> None:
         """Work until stop() is called."""
@@ -80,11 +181,18 @@ class Server:
         finally:
             loop.remove_reader(self._link.fileno())
 
-    async def _wind_up(self) -> None:
+    def _under_way(self) -> set[asyncio.Task[None]]:
+        """Accept no more. Returns what has to end before this worker can."""
         under_way = self._connects | {task for _, task in self._channels.values()}
         # TCP's backlog waits in the kernel for the next worker.
         for listener in self._listeners.values():
             under_way |= listener.close()
+        return under_way
+
+    async def _wind_up(self) -> None:
+        under_way = self._under_way()
+        for stapling in self._stapling.values():
+            stapling.close()
         if under_way:
             log.info("Stopping; %d connections have %g s to end.", len(under_way), _STOP_TIMEOUT)
             hurry = asyncio.create_task(self._end_now.wait())
@@ -146,8 +254,10 @@ class Server:
         if self._stopping.is_set():
             raise Refused(errno.ECANCELED, _STOPPING)
         comm = printable(asked.get("comm", ""))
-        self._sockets.add(Socket(asked["socket"], asked.get("pid", 0), asked["uid"], comm))
-        return {"error": 0}
+        netns = asked.get("netns_cookie", 0)
+        sock = Socket(asked["socket"], asked.get("pid", 0), asked["uid"], comm, netns=netns)
+        self._sockets.add(sock)
+        return {"error": 0, "switches": sock.settings.checks.switches(self._policy)}
 
     def _on_bind(self, asked: Attributes) -> Attributes:
         self._sockets.get(asked["socket"])
@@ -162,7 +272,7 @@ class Server:
         )
         if value is not None:
             sock.settings.set(option, value, self._policy)
-        return {"error": 0}
+        return {"error": 0, "switches": sock.settings.checks.switches(self._policy)}
 
     def _on_getsockopt(self, asked: Attributes) -> Attributes:
         sock = self._sockets.get(asked["socket"])
@@ -188,9 +298,15 @@ class Server:
         if socket_id in self._listeners:
             for task in self._listeners.pop(socket_id).close():
                 task.cancel()
+        if socket_id in self._stapling:
+            self._stapling.pop(socket_id).close()
         if socket_id in self._channels:
             channel, _ = self._channels[socket_id]
             channel.close_soon()
+        self._ticket_readers.drop(socket_id)
+
+    def _on_ticket(self, asked: Attributes) -> None:
+        self._ticket_readers.receive(asked["socket"], asked["value"])
 
     # --- listening --------------------------------------------------------------------------
 
@@ -206,7 +322,7 @@ class Server:
         endpoint = socket.socket(fileno=reply["fd"])
         listener = Listener(
             endpoint,
-            lambda: ServerHandshake(contexts),
+            _beginning(contexts),
             self._establisher,
             (Bound(self._policy.handshakes_per_listener), self._accepting),
             lambda remote, found: self._deliver(sock, remote, found),
@@ -223,6 +339,7 @@ class Server:
             return
         self._listeners[sock.id] = listener
         listener.start()
+        self._staple(sock.id, contexts)
 
     def _on_room(self, asked: Attributes) -> None:
         if asked["socket"] in self._listeners:
@@ -283,22 +400,51 @@ class Server:
             self._sockets.forget(sock.id)
 
     async def _connection(self, sock: Socket, asked: Attributes) -> Connection:
+        settings, owner = sock.settings, Owner(sock.uid, sock.netns)
+        endpoints = _Endpoints(self._ask, asked)
+        if "host_name" in asked:
+            name, port = asked["host_name"], asked["port"]
+            settings.connect_to(name)
+            self._check_resolvable(sock)
+            peer = str(settings.host_name)
+            return await self._connector.connect_to_name(
+                endpoints,
+                name,
+                port,
+                settings,
+                sock.uid,
+                lambda policy: self._sessions.visit(owner, settings, policy, peer, port),
+            )
         remote = parse_sockaddr(asked["remote_address"])
         if remote is None:
             raise Refused(errno.EAFNOSUPPORT, "The remote address is neither IPv4 nor IPv6.")
-        family = socket.AF_INET if remote.ip.version == 4 else socket.AF_INET6
-        reply = self._ask(Command.ENDPOINT, {"request": asked["request"]})
-        # The three numbers spare three system calls to find them out.
-        endpoint = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, reply["fd"])
-        endpoint.settimeout(0)
-        return await self._connector.connect(endpoint, remote, sock.settings)
+        peer = str(identity.wanted(settings.host_name, remote.ip))
+        return await self._connector.connect(
+            endpoints,
+            remote,
+            settings,
+            sock.uid,
+            lambda policy: self._sessions.visit(owner, settings, policy, peer, remote.port),
+        )
+
+    def _check_resolvable(self, sock: Socket) -> None:
+        """A host name is resolved with the daemon's traffic, which is not that of a program in
+        another network namespace. Raises Refused with ECONNABORTED."""
+        host_name = sock.settings.host_name or ""
+        if sock.netns == self._netns or is_address(host_name):
+            return
+        raise Refused(
+            errno.ECONNABORTED,
+            f"{host_name} can't be resolved for a program in another network namespace than "
+            "ssad's; resolve it there, and connect to an address.",
+        )
 
     def _refuse(self, sock: Socket, asked: Attributes, refused: Refused) -> None:
         log.info(
             "%s (process %d) was not connected to %s (%s): %s",
             sock.comm,
             sock.pid,
-            parse_sockaddr(asked["remote_address"]),
+            _target(asked),
             sock.settings.host_name or "no host name",
             refused,
         )
@@ -309,7 +455,12 @@ class Server:
         answer: Attributes = {"error": 0, **connection.attributes(sock.settings.host_name)}
         if connection.transport is Transport.KTLS:
             connection.close()  # first, so that the program's is the only one
-            self._complete(request, answer)
+            visit = connection.visit
+            reader = None if visit is None else TicketReader.of(connection.result, visit)
+            if reader is not None:
+                answer["tickets"] = TICKETS_MAX
+            if self._complete(request, answer) and reader is not None:
+                self._ticket_readers.add(sock.id, reader)
         elif self._complete(request, answer):
             self._carry(sock.id, connection)
         else:
@@ -331,6 +482,7 @@ class Server:
             connection.relay,
             on_end,
             self._policy.close_timeout,
+            _looking(connection),
         )
         task = asyncio.create_task(self._relay(socket_id, channel, connection))
         self._channels[socket_id] = channel, task
@@ -345,6 +497,7 @@ class Server:
             log.exception("The channel of socket %d failed.", socket_id)
             self._end_stream(socket_id, errno.ECONNRESET, _INTERNAL_ERROR)
         finally:
+            channel.close()
             connection.close()
             del self._channels[socket_id]
 
@@ -357,8 +510,18 @@ class Server:
             self._read_again()
 
     def _complete(self, request: int, answer: Attributes) -> bool:
-        """Complete a request. False if nobody waits for it any more."""
-        return self._tell(Command.COMPLETE, {"request": request, **answer})
+        """Complete a request. False if nobody waits for it any more, or the module did not take
+        the answer; then it gets one that it can't object to, so that the program is not kept
+        waiting."""
+        try:
+            self._ask(Command.COMPLETE, {"request": request, **answer})
+        except LinkError as error:
+            if error.errno != errno.ENOENT:
+                log.error("The module refused an answer: %s.", error.strerror)
+                failure = _failure(errno.ECANCELED, _INTERNAL_ERROR)
+                self._tell(Command.COMPLETE, {"request": request, **failure})
+            return False
+        return True
 
     def _end_stream(self, socket_id: int, number: int, text: str) -> None:
         self._tell(
@@ -375,6 +538,55 @@ class Server:
                 log.error("The module refused %s: %s.", command.name, error.strerror)
             return False
         return True
+
+
+class _Endpoints:
+    """The endpoints of a connect request, out of the module."""
+
+    def __init__(self, ask: Callable[[Command, Attributes], Attributes], asked: Attributes) -> None:
+        self._ask = ask
+        self._request = asked["request"]
+        self._count = asked.get("endpoints", 1)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def open(self, index: int) -> socket.socket:
+        """Return a new, nonblocking descriptor of an endpoint. Raises LinkError."""
+        asked: Attributes = {"request": self._request}
+        if index:
+            asked["endpoint"] = index
+        reply = self._ask(Command.ENDPOINT, asked)
+        # The three numbers spare three system calls to find them out.
+        endpoint = socket.socket(
+            reply["family"], socket.SOCK_STREAM, socket.IPPROTO_TCP, reply["fd"]
+        )
+        endpoint.settimeout(0)
+        return endpoint
+
+
+def _looking(connection: Connection) -> Callable[[], None] | None:
+    """Return what is to be called when a connection has read something that may be a ticket."""
+    visit = connection.visit
+    return None if visit is None else lambda: visit.look(connection.result.connection)
+
+
+def _target(asked: Attributes) -> str:
+    """Say where a connect request is to go."""
+    if "host_name" in asked:
+        return f"{printable(asked['host_name'])} port {asked['port']}"
+    return str(parse_sockaddr(asked["remote_address"]))
+
+
+def _beginning(contexts: ServerContexts | str) -> Callable[[], Handshake]:
+    """Return what begins a handshake, or refuses it with a sentence."""
+
+    def begin() -> Handshake:
+        if isinstance(contexts, str):
+            raise HandshakeError(errno.EPROTO, contexts)
+        return ServerHandshake(contexts)
+
+    return begin
 
 
 def _failure(number: int, text: str) -> Attributes:

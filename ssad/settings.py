@@ -16,6 +16,8 @@ from cryptography import x509
 from OpenSSL import SSL
 
 from ssad import credentials
+from ssad.checks import OPTIONS as CHECK_OPTIONS
+from ssad.checks import Checks
 from ssad.credentials import Identity
 from ssad.errors import Refused
 from ssad.identity import subject
@@ -47,6 +49,9 @@ class Settings:
     version_max: int | None = None
     trusted_ciphers: tuple[str, ...] | None = None
     disabled_ciphers: frozenset[str] = frozenset()
+    checks: Checks = field(default_factory=Checks)  # of revocation
+    session_ttl: int | None = None  # seconds
+    session_reuse: bool = False
 
     def set(self, option: TlsOption, value: bytes, policy: Policy) -> None:
         """Take an option's whole value.
@@ -54,12 +59,15 @@ class Settings:
         Raises Refused: EINVAL if the value is malformed, EPROTO if it would weaken the policy,
         ENOPROTOOPT if the option can't be set. The settings are unchanged then.
         """
+        if option in CHECK_OPTIONS:
+            self.checks = self.checks.set(option, value, policy)
+            return
         setter = _SETTERS.get(option)
         if setter is None:
             raise Refused(errno.ENOPROTOOPT, f"{option.name} can't be set on this socket.")
         setter(self, value, policy)
 
-    def get(self, option: TlsOption, policy: Policy) -> bytes:
+    def get(self, option: TlsOption, policy: Policy) -> bytes:  # noqa: PLR0911 - one an option
         """Return an option's value. Raises Refused with ENOPROTOOPT if it can't be asked for."""
         match option:
             case TlsOption.TLS_HOSTNAME:
@@ -69,18 +77,29 @@ class Settings:
             case TlsOption.TLS_REQUEST_PEER_AUTH:
                 return struct.pack("=I", self.request_peer_auth)
             case TlsOption.TLS_VERSION_MIN:
-                return struct.pack("=I", self.version_min or policy.version_min)
+                return struct.pack("=I", max(self.version_min or 0, policy.version_min))
             case TlsOption.TLS_VERSION_MAX:
-                return struct.pack("=I", self.version_max or policy.version_max)
+                highest = min(self.version_max or policy.version_max, policy.version_max)
+                return struct.pack("=I", highest)
             case TlsOption.TLS_TRUSTED_CIPHERS:
                 return ":".join(self.ciphers(policy)).encode()
+            case TlsOption.TLS_SESSION_TTL:
+                return struct.pack("=I", self.session_lifetime(policy))
             case _:
                 raise Refused(errno.ENOPROTOOPT, f"{option.name} can't be asked for.")
 
+    def session_lifetime(self, policy: Policy) -> int:
+        """Return the seconds that a session may be resumed."""
+        return min(self.session_ttl or policy.session_timeout, policy.session_timeout)
+
     def ciphers(self, policy: Policy) -> tuple[str, ...]:
         """Names of the ciphers that this socket may use, the most wanted first."""
-        names = policy.cipher_names() if self.trusted_ciphers is None else self.trusted_ciphers
-        return tuple(name for name in names if name not in self.disabled_ciphers)
+        allowed = policy.cipher_names()
+        names = allowed if self.trusted_ciphers is None else self.trusted_ciphers
+        # The policy may be another one than when they were set.
+        return tuple(
+            name for name in names if name in allowed and name not in self.disabled_ciphers
+        )
 
     def ciphers12(self, policy: Policy) -> str:
         """Return the TLS 1.2 part of `ciphers` as OpenSSL wants it; may be empty."""
@@ -108,6 +127,19 @@ class Settings:
                 "TLS_VERSION_MIN, TLS_VERSION_MAX and the cipher options contradict each other.",
             )
         return low, high
+
+    def connect_to(self, name: str) -> None:
+        """Take the name that connect() gave in place of an address: it is the one to verify.
+
+        Raises Refused with EINVAL if it is no name, or TLS_HOSTNAME has another one.
+        """
+        host_name = parse_host_name(name)
+        if self.host_name not in {None, host_name}:
+            raise _invalid(
+                f"connect() to {_show(name)}, while TLS_HOSTNAME is {_show(self.host_name or '')}: "
+                "leave one of them out."
+            )
+        self.host_name = host_name
 
     def check(self, policy: Policy) -> None:
         """Check what can only be checked once all is set. Raises Refused with EINVAL."""
@@ -287,6 +319,31 @@ def _set_enable_cipher(settings: Settings, value: bytes, policy: Policy) -> None
         settings.trusted_ciphers += (name,)
 
 
+def _set_session_ttl(settings: Settings, value: bytes, policy: Policy) -> None:
+    seconds = int(struct.unpack("=I", value)[0]) if len(value) == 4 else 0
+    if not seconds:
+        raise _invalid("TLS_SESSION_TTL wants an int: the seconds that a session may be resumed.")
+    if seconds > policy.session_timeout:
+        raise Refused(
+            errno.EPROTO,
+            f"TLS_SESSION_TTL can't be {seconds} seconds: the policy allows "
+            f"{policy.session_timeout}.",
+        )
+    settings.session_ttl = seconds
+
+
+def _set_session_reuse(settings: Settings, value: bytes, policy: Policy) -> None:
+    wanted = int(struct.unpack("=I", value)[0]) if len(value) == 4 else None
+    if wanted not in {0, 1}:
+        raise _invalid("TLS_SESSION_REUSE wants an int: 0 for full handshakes only, or 1.")
+    if wanted and not policy.client_sessions:
+        raise Refused(
+            errno.EPROTO,
+            "TLS_SESSION_REUSE is refused: the policy does not let clients resume sessions.",
+        )
+    settings.session_reuse = bool(wanted)
+
+
 def _check_cipher(option: TlsOption, name: str, policy: Policy) -> None:
     _check_cipher_known(option, name)
     if name not in policy.cipher_names():
@@ -342,4 +399,6 @@ _SETTERS: dict[TlsOption, Callable[[Settings, bytes, Policy], None]] = {
     TlsOption.TLS_TRUSTED_CIPHERS: _set_trusted_ciphers,
     TlsOption.TLS_DISABLE_CIPHER: _set_disable_cipher,
     TlsOption.TLS_ENABLE_CIPHER: _set_enable_cipher,
+    TlsOption.TLS_SESSION_TTL: _set_session_ttl,
+    TlsOption.TLS_SESSION_REUSE: _set_session_reuse,
 }

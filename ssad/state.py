@@ -50,6 +50,7 @@ class Socket:
     uid: int
     comm: str
     settings: Settings = field(default_factory=Settings)
+    netns: int = 0  # cookie of the network namespace
     connecting: asyncio.Task[None] | None = None
     _value: Value | None = None
 

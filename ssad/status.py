@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ssad import module
+from ssad import module, reloads
+from ssad.config import Faulty, Source
 from ssad.exits import Exit
 from ssad.link import FamilyMissing, Link
+from ssad.policy import Policy
 from ssad.wire import Command
 
 _PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
@@ -21,6 +24,7 @@ class Worker:
     pid: int
     pending: int  # requests that it has not completed yet
     sockets: int  # TLS sockets that it serves
+    leaving: bool = False  # after a restart it finishes what it has begun, and ends
 
 
 @dataclass(slots=True)
@@ -35,7 +39,9 @@ class Problem:
 class Report:
     """What was found."""
 
+    config: Path  # the policy file, which may be missing
     trust_store: Path
+    loaded: str | None = None  # when the daemon read the policy, if it can be seen
     certificates: int = 0
     module_version: str | None = None  # None: not loaded
     sockets: int = 0
@@ -52,6 +58,7 @@ class Report:
     def as_dict(self) -> dict[str, object]:
         """Return what to print as JSON."""
         found = asdict(self)
+        found["config"] = str(self.config)
         found["trust_store"] = str(self.trust_store)
         found["problems"] = [problem.text for problem in self.problems]
         return found
@@ -59,7 +66,8 @@ class Report:
     def as_text(self) -> str:
         """Return what to print for people."""
         workers = ", ".join(
-            f"{worker.pid} (pending requests: {worker.pending}, sockets: {worker.sockets})"
+            f"{worker.pid} ({'leaving, ' if worker.leaving else ''}"
+            f"pending requests: {worker.pending}, sockets: {worker.sockets})"
             for worker in self.workers
         )
         daemon = "not running" if self.daemon is None else f"pid {self.daemon}, workers: {workers}"
@@ -69,6 +77,7 @@ class Report:
             f"daemon       {daemon}",
             f"sockets      {self.sockets}",
             f"kernel TLS   {'available' if self.ktls else 'not available'}",
+            f"policy       {self.config}{f', read {self.loaded}' if self.loaded else ''}",
             f"trust store  {self.trust_store}, certificates: {self.certificates}",
         ]
         if self.problems:
@@ -76,13 +85,32 @@ class Report:
         return "\n".join(lines)
 
 
-def inspect(trust_store: Path) -> Report:
-    """Look at everything that a TLS socket needs."""
-    report = Report(trust_store)
+def inspect(source: Source, trust_store: Path | None = None) -> Report:
+    """Look at everything that a TLS socket needs, where the daemon's policy file says, or `source`
+    if root does not ask or there is no daemon, or `trust_store`."""
+    report = Report(source.path, trust_store or Policy().trust_store)
     _inspect_module(report)
     _inspect_ktls(report)
+    _inspect_policy(report, source, trust_store)
     _inspect_trust_store(report)
     return report
+
+
+def _inspect_policy(report: Report, source: Source, trust_store: Path | None) -> None:
+    # Only root can see what the daemon has read.
+    with suppress(OSError):
+        told = None if report.daemon is None else reloads.read(report.daemon)
+        if told is not None and told.config is not None:
+            report.config = Path(told.config)
+            report.loaded = told.loaded
+            source = Source(report.config, source.required)
+    try:
+        policy = source.load(usable=False)
+    except Faulty as faulty:
+        text = f"The daemon would not start with this policy, or take it on.\n{faulty}"
+        report.problems.append(Problem(Exit.DEGRADED, text))
+    else:
+        report.trust_store = trust_store or policy.trust_store
 
 
 def _inspect_module(report: Report) -> None:
@@ -97,7 +125,12 @@ def _inspect_module(report: Report) -> None:
     report.module_version = found.get("module_version", "unknown")
     report.sockets = found.get("sockets", 0)
     report.workers = [
-        Worker(worker.get("pid", 0), worker.get("pending", 0), worker.get("sockets", 0))
+        Worker(
+            worker.get("pid", 0),
+            worker.get("pending", 0),
+            worker.get("sockets", 0),
+            bool(worker.get("leaving", 0)),
+        )
         for worker in sorted(workers, key=lambda worker: worker.get("pid", 0))
     ]
     if workers:
@@ -136,6 +169,6 @@ def _inspect_trust_store(report: Report) -> None:
                 Exit.DEGRADED,
                 f"The trust store {report.trust_store} can't be used: {reason}. No server's "
                 "certificate can be verified by it; install the package ca-certificates, or name "
-                "another file with 'ssad start --trust-store FILE'.",
+                "another file in the policy.",
             )
         )

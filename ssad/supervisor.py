@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The main process: it starts the workers, replaces those that die, and ends them.
 
-It waits for signals and for nothing else. So it has no part in what a program or a peer may send,
-and lives on whatever that does to a worker. Workers are forked, not started anew: they share the
-memory of all that was loaded before, and need no right to read it.
+It waits for signals and for nothing else, but for its workers while they change to another policy.
+So it has no part in what a program or a peer may send, and lives on whatever that does to a worker.
+Workers are forked, not started anew: they share the memory of all that was loaded before, and need
+no right to read it.
+
+After a restart (ssad.restart) there are workers of the program that was there before, until each
+has finished what it had begun. They are not replaced.
 """
 
 from __future__ import annotations
@@ -13,11 +17,12 @@ import logging
 import math
 import os
 import signal
+import socket
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, Protocol
 
 from ssad import privileges
 from ssad.exits import CommandError, Exit
@@ -28,8 +33,13 @@ logger = logging.getLogger(__name__)
 # second SIGTERM, for a service manager may send its own to all processes of a service.
 HURRY = signal.SIGUSR2
 
+# To the main process: put the program that is installed now in the place of this one.
+RESTART = signal.SIGUSR1
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_WAITED_FOR = (*_STOP_SIGNALS, signal.SIGCHLD)
+# Each of these changes the daemon; one waits until the other is over.
+_CHANGES = (signal.SIGHUP, RESTART)
+_WAITED_FOR = (*_STOP_SIGNALS, signal.SIGCHLD, *_CHANGES)
 _BLOCKED = (*_WAITED_FOR, HURRY)
 
 # All in seconds. A worker takes no more than two for its connections when it is to stop.
@@ -40,9 +50,40 @@ _STEADY = 10.0  # who lived for that long did not die of its start
 
 _READY = b"\0ready"  # what a child tells its parent; anything else is why it is not
 
-# What a worker does, until it returns or raises. It calls unblock_signals(), then its argument to
-# say that it is ready.
-Work = Callable[[Callable[[], None]], None]
+# What a worker does, until it returns or raises. It calls unblock_signals(), then its first
+# argument to say that it is ready. The second is a socket to the main process; nonblocking.
+Work = Callable[[Callable[[], None], socket.socket], None]
+
+# What SIGHUP asks for. It is given a socket to each worker, by its pid, and what tells whether the
+# main process is to end meanwhile; it returns the pids of workers that are to be killed.
+OnHangup = Callable[[Mapping[int, socket.socket], Callable[[], bool]], Iterable[int]]
+
+
+class Restart(Protocol):
+    """What RESTART asks for. It starts a process that tries the new program."""
+
+    @property
+    def trial(self) -> int | None:
+        """The pid of that process, while there is one."""
+
+    def begin(self) -> None:
+        """Start the process. If it can't be started, that was all."""
+
+    def end(self, status: int, workers: Mapping[int, socket.socket]) -> None:
+        """It has ended: if all is well the new program takes this one's place, with the workers,
+        and this does not return."""
+
+
+class _Never:
+    """Restarts nothing."""
+
+    trial = None
+
+    def begin(self) -> None:
+        logger.warning("This daemon can't be restarted.")
+
+    def end(self, *_: object) -> None:
+        raise AssertionError("there is no trial")
 
 
 def tell_ready(pipe: int) -> None:
@@ -66,7 +107,7 @@ def await_ready(pipe: BinaryIO, pid: int) -> None:
     if report:
         code, _, text = report.decode().partition(" ")
         raise CommandError(Exit(int(code)), text)
-    raise CommandError(Exit.FAILED, f"ssad ended before it was ready ({_fate(status)}).")
+    raise CommandError(Exit.FAILED, f"ssad ended before it was ready ({fate(status)}).")
 
 
 def unblock_signals() -> None:
@@ -89,18 +130,26 @@ class Backoff:
 
 @dataclass(slots=True)
 class _Place:
-    """Where there is to be a worker, one after the other."""
+    """Where there is to be a worker, one after the other; or where one is that leaves."""
 
     pid: int | None = None  # none while its replacement is due
+    control: socket.socket | None = None  # to the worker
     started: float = 0.0
-    due: float = 0.0
+    due: float = 0.0  # its replacement; of one that leaves, its end
     backoff: Backoff = field(default_factory=Backoff)
 
     def vacate(self) -> None:
         """Its worker has ended."""
         now = time.monotonic()
         self.pid = None
+        self.close()
         self.due = now + self.backoff.after(now - self.started)
+
+    def close(self) -> None:
+        """Close the socket to its worker."""
+        if self.control is not None:
+            self.control.close()
+            self.control = None
 
 
 class Supervisor:
@@ -109,9 +158,20 @@ class Supervisor:
     Once it is made, its signals are blocked, so that none is lost before run().
     """
 
-    def __init__(self, count: int, work: Work) -> None:
+    def __init__(
+        self,
+        count: int,
+        work: Work,
+        on_hangup: OnHangup = lambda _workers, _stopping: (),
+        restart: Restart | None = None,
+        old: Mapping[int, socket.socket] | None = None,
+    ) -> None:
+        """`old` are workers of the program before, by their pids, with the sockets to them."""
         self._work = work
+        self._on_hangup = on_hangup
+        self._restart = _Never() if restart is None else restart
         self._places = [_Place() for _ in range(count)]
+        self._old = [_Place(pid, control, due=math.inf) for pid, control in (old or {}).items()]
         self._main = os.getpid()
         # Blocked signals are kept for sigwait() even where they would be ignored.
         signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
@@ -124,7 +184,7 @@ class Supervisor:
         private: file descriptors of this process that workers are to close.
 
         Raises CommandError with the reason of the first that failed, or OSError if there can't be
-        so many processes. Then no worker is left.
+        so many processes. Then no worker is left, but the old ones.
         """
         gc.collect()
         gc.freeze()  # the collector would copy every page that workers share, by writing to it
@@ -138,32 +198,89 @@ class Supervisor:
                         self._fork(place, [*private, *(pipe.fileno() for pipe in pipes)], write_end)
                     finally:
                         os.close(write_end)
-                for place, pid, pipe in zip(self._places, self._pids(), pipes, strict=True):
-                    place.pid = None  # if it fails, it has been reaped
-                    await_ready(pipe, pid)
+                for place, pipe in zip(self._places, pipes, strict=True):
+                    pid, place.pid = place.pid, None  # if it fails, it has been reaped
+                    await_ready(pipe, pid or 0)
                     place.pid = pid
             except BaseException:
                 self._kill()
                 raise
 
+    def retire_old(self, patience: float) -> None:
+        """Have the old workers leave, now that there are others. They have `patience` seconds for
+        what they have begun, and are killed when they do not heed that."""
+        for place in self._old:
+            place.due = time.monotonic() + patience + _STOP_TIMEOUT
+            if place.control is not None:
+                # Who has died needs no word, and who does not read is killed in the end.
+                with suppress(OSError):
+                    place.control.send(f"leave 0 {patience!r}".encode())
+
+    def keep_old(self) -> None:
+        """Go on with the old workers, as many as there are, for others could not be started."""
+        self._places, self._old = self._old, []
+        for place in self._places:
+            place.due = 0.0
+
     def run(self) -> None:
-        """Replace workers that end, until SIGTERM or SIGINT; then end all.
+        """Replace workers that end, until SIGTERM or SIGINT; then end all. SIGHUP and RESTART are
+        passed on to who wants them.
 
         Workers may finish what they are at. The second signal ends them at once.
         """
         while True:
             self._fill()
-            vacant = [place.due for place in self._places if place.pid is None]
-            number = _next_signal(min(vacant, default=math.inf))
+            self._kill_late()
+            due = [place.due for place in self._places if place.pid is None]
+            due += [place.due for place in self._old]
+            # While a program is tried, what changes the daemon stays pending, and reaches this
+            # program or the next.
+            ignored = _CHANGES if self._restart.trial is not None else ()
+            number = _next_signal(min(due, default=math.inf), ignored)
             if number in _STOP_SIGNALS:
                 break
+            if number == signal.SIGHUP:
+                self._hang_up()
+            if number == RESTART:
+                self._restart.begin()
+            trial = None
             for pid, status in self._reap():
-                logger.warning(
-                    "Worker %d ended (%s); another one takes its place.", pid, _fate(status)
-                )
+                if pid == self._restart.trial:
+                    trial = status
+                else:
+                    logger.warning(
+                        "Worker %d ended (%s); another one takes its place.", pid, fate(status)
+                    )
+            if trial is not None:
+                self._restart.end(trial, self._links([*self._places, *self._old]))
         self._stop()
 
+    def _hang_up(self) -> None:
+        for pid in self._on_hangup(self._links(self._places), _is_to_stop):
+            # It has not been reaped, so the number is still its own.
+            os.kill(pid, signal.SIGKILL)
+
+    @staticmethod
+    def _links(places: Iterable[_Place]) -> dict[int, socket.socket]:
+        return {
+            place.pid: place.control
+            for place in places
+            if place.pid is not None and place.control is not None
+        }
+
+    def _kill_late(self) -> None:
+        """End the old workers that should have ended by now."""
+        for place in self._old:
+            if place.pid is not None and place.due <= time.monotonic():
+                logger.error("Worker %d did not leave in time, and is killed.", place.pid)
+                os.kill(place.pid, signal.SIGKILL)
+                place.due = math.inf
+
     def _stop(self) -> None:
+        if self._restart.trial is not None:
+            os.kill(self._restart.trial, signal.SIGKILL)
+        self._places += self._old  # none of them is replaced now
+        self._old = []
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + _STOP_TIMEOUT
         while self._pids():
@@ -176,8 +293,8 @@ class Supervisor:
             elif number in _STOP_SIGNALS:
                 self._signal(HURRY)
             for pid, status in self._reap():
-                if status != 0:
-                    logger.warning("Worker %d ended badly (%s).", pid, _fate(status))
+                if status != 0 and pid != self._restart.trial:
+                    logger.warning("Worker %d ended badly (%s).", pid, fate(status))
 
     def _fill(self) -> None:
         """Start the workers that are due."""
@@ -194,13 +311,20 @@ class Supervisor:
 
     def _fork(self, place: _Place, private: Iterable[int] = (), report: int | None = None) -> None:
         """Start a worker. `private`: descriptors that it closes; `report`: where it reports."""
-        pid = os.fork()
-        if pid == 0:
-            self._be_worker(private, report)
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        place.control = control
+        with theirs:
+            control.settimeout(0)
+            theirs.settimeout(0)
+            pid = os.fork()
+            if pid == 0:
+                self._be_worker(theirs, private, report)
         place.pid = pid
         place.started = time.monotonic()
 
-    def _be_worker(self, private: Iterable[int], report: int | None) -> NoReturn:
+    def _be_worker(
+        self, control: socket.socket, private: Iterable[int], report: int | None
+    ) -> NoReturn:
         """Carry on as a worker: never returns, for what the stack holds is the main process's."""
         code = Exit.DONE
 
@@ -214,9 +338,14 @@ class Supervisor:
             privileges.die_with(self._main)
             # A terminal sends it to all processes in the foreground. The main process passes it on.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            for number in private:
-                os.close(number)
-            self._work(ready)
+            # Likewise: a service manager may send them to all processes of a service.
+            for number in _CHANGES:
+                signal.signal(number, signal.SIG_IGN)
+            for descriptor in private:
+                os.close(descriptor)
+            for place in (*self._places, *self._old):
+                place.close()
+            self._work(ready, control)
         except CommandError as error:
             code = error.code
             if report is None:
@@ -231,7 +360,8 @@ class Supervisor:
             os._exit(code)
 
     def _reap(self) -> list[tuple[int, int]]:
-        """Return the pid and status of each worker that has ended since the last call."""
+        """Return the pid and status of each worker that has ended since the last call, and of a
+        trial; not of workers that left."""
         found = []
         while True:
             try:
@@ -245,6 +375,12 @@ class Supervisor:
                 if place.pid == pid:
                     place.vacate()
                     found.append((pid, status))
+            for place in [place for place in self._old if place.pid == pid]:
+                place.close()
+                self._old.remove(place)
+                logger.info("Worker %d has left (%s).", pid, fate(status))
+            if pid == self._restart.trial:
+                found.append((pid, status))
         return found
 
     def _kill(self) -> None:
@@ -254,6 +390,7 @@ class Supervisor:
             if place.pid is not None:
                 os.waitpid(place.pid, 0)
                 place.pid = None
+                place.close()
 
     def _signal(self, number: signal.Signals) -> None:
         # Who has ended keeps its number until it is reaped.
@@ -264,15 +401,22 @@ class Supervisor:
         return [place.pid for place in self._places if place.pid is not None]
 
 
-def _next_signal(deadline: float) -> int | None:
-    """Wait for a signal; none if none came until this time of the monotonic clock."""
+def _is_to_stop() -> bool:
+    return bool(signal.sigpending().intersection(_STOP_SIGNALS))
+
+
+def _next_signal(deadline: float, ignored: tuple[signal.Signals, ...] = ()) -> int | None:
+    """Wait for a signal; none if none came until this time of the monotonic clock. Those that are
+    ignored stay pending."""
+    numbers = [number for number in _WAITED_FOR if number not in ignored]
     if deadline == math.inf:
-        return signal.sigwait(_WAITED_FOR)
-    found = signal.sigtimedwait(_WAITED_FOR, max(0.0, deadline - time.monotonic()))
+        return signal.sigwait(numbers)
+    found = signal.sigtimedwait(numbers, max(0.0, deadline - time.monotonic()))
     return None if found is None else found.si_signo
 
 
-def _fate(status: int) -> str:
+def fate(status: int) -> str:
+    """Say how a process ended, by its status of waitpid(2)."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exit code {code}"

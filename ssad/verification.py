@@ -35,6 +35,10 @@ _NAME_CONSTRAINTS = (
     "{issuer} among them, do not allow."
 )
 _TOO_LONG = "The chain above the certificate of {subject} is longer than allowed."
+_TOO_DEEP = (
+    "The chain is too long: between the peer's own certificate and a trusted one there are more "
+    "than the policy allows (trust.depth), the one of {subject} among them."
+)
 _TOO_WEAK = (
     "The certificate of {subject} has a key or a signature that is too weak; "
     "the policy wants 112 bits of security (RSA-2048, P-256, SHA-256 or better)."
@@ -75,7 +79,7 @@ _SENTENCES = {
     Code.ERR_UNSUPPORTED_CONSTRAINT_TYPE: _NAME_CONSTRAINTS,
     Code.ERR_UNSUPPORTED_CONSTRAINT_SYNTAX: _NAME_CONSTRAINTS,
     Code.ERR_UNSUPPORTED_NAME_SYNTAX: _NAME_CONSTRAINTS,
-    Code.ERR_CERT_CHAIN_TOO_LONG: _TOO_LONG,
+    Code.ERR_CERT_CHAIN_TOO_LONG: _TOO_DEEP,
     Code.ERR_PATH_LENGTH_EXCEEDED: _TOO_LONG,
     _EE_KEY_TOO_SMALL: _TOO_WEAK,
     _CA_KEY_TOO_SMALL: _TOO_WEAK,

@@ -31,6 +31,7 @@ ALPN_MAX: Final = 255
 IDENTITY_MAX: Final = 1023
 CHAIN_MAX: Final = 131072
 CHAIN_PIECE_MAX: Final = 32768
+TICKETS_MAX: Final = 4
 
 
 class Command(IntEnum):
@@ -53,6 +54,8 @@ class Command(IntEnum):
     ACCEPTED = 15
     LISTEN = 16
     ROOM = 17
+    TICKET = 18
+    LEAVE = 19
 
 
 class Attribute(IntEnum):
@@ -95,6 +98,12 @@ class Attribute(IntEnum):
     BACKLOG = 35
     QUEUED = 36
     ENDPOINT_FD = 37
+    PORT = 38
+    ENDPOINTS = 39
+    ENDPOINT = 40
+    SWITCHES = 41
+    TICKETS = 42
+    LEAVING = 43
 
 
 class SocketState(IntEnum):
@@ -200,6 +209,12 @@ class Attributes(TypedDict, total=False):
     backlog: int
     queued: int
     endpoint_fd: int
+    port: int
+    endpoints: int
+    endpoint: int
+    switches: int
+    tickets: int
+    leaving: int
 
 
 class WireError(ValueError):
@@ -221,7 +236,7 @@ class _Rule(NamedTuple):
 _RULES: Final = (
     _Rule(1, "request", "u32", 0, 4294967295),
     _Rule(2, "socket", "u64", 0, 18446744073709551615),
-    _Rule(3, "error", "u32", 0, 4095),
+    _Rule(3, "error", "u32", 0, 511),
     _Rule(4, "text", "string", 0, TEXT_MAX),
     _Rule(5, "family", "u32", 0, 4294967295),
     _Rule(6, "state", "u32", 0, 4294967295, SocketState),
@@ -256,6 +271,12 @@ _RULES: Final = (
     _Rule(35, "backlog", "u32", 0, 4294967295),
     _Rule(36, "queued", "u32", 0, 4294967295),
     _Rule(37, "endpoint_fd", "s32", 0, 2147483647),
+    _Rule(38, "port", "u32", 0, 65535),
+    _Rule(39, "endpoints", "u32", 0, 4294967295),
+    _Rule(40, "endpoint", "u32", 0, 4294967295),
+    _Rule(41, "switches", "u32", 0, 4294967295),
+    _Rule(42, "tickets", "u32", 0, TICKETS_MAX),
+    _Rule(43, "leaving", "u32", 0, 1),
 )
 _BY_NAME: Final = {rule.name: rule for rule in _RULES}
 _BY_NUMBER: Final = {rule.number: rule for rule in _RULES}
@@ -263,7 +284,7 @@ _BY_NUMBER: Final = {rule.number: rule for rule in _RULES}
 # Attributes that a command may carry, in either direction.
 _CARRIED: Final[dict[Command, frozenset[str]]] = {
     Command.REGISTER: frozenset({"daemon", "module_version"}),
-    Command.ENDPOINT: frozenset({"request", "fd"}),
+    Command.ENDPOINT: frozenset({"request", "endpoint", "fd", "family"}),
     Command.COMPLETE: frozenset(
         {
             "request",
@@ -279,11 +300,14 @@ _CARRIED: Final[dict[Command, frozenset[str]]] = {
             "peer_identity",
             "peer_chain",
             "resumed",
+            "endpoint",
+            "switches",
+            "tickets",
         }
     ),
     Command.END_OF_STREAM: frozenset({"socket", "error", "text"}),
     Command.MODULE_GET: frozenset({"module_version", "sockets"}),
-    Command.WORKER_GET: frozenset({"pid", "pending", "daemon", "sockets"}),
+    Command.WORKER_GET: frozenset({"pid", "pending", "daemon", "sockets", "leaving"}),
     Command.SOCKET_GET: frozenset(
         {
             "socket",
@@ -317,7 +341,9 @@ _CARRIED: Final[dict[Command, frozenset[str]]] = {
     ),
     Command.GETSOCKOPT: frozenset({"request", "socket", "option"}),
     Command.BIND: frozenset({"request", "socket", "local_address"}),
-    Command.CONNECT: frozenset({"request", "socket", "local_address", "remote_address"}),
+    Command.CONNECT: frozenset(
+        {"request", "socket", "local_address", "remote_address", "host_name", "port", "endpoints"}
+    ),
     Command.CLOSE: frozenset({"socket"}),
     Command.NOTIFY: frozenset(
         {
@@ -367,6 +393,8 @@ _CARRIED: Final[dict[Command, frozenset[str]]] = {
     ),
     Command.LISTEN: frozenset({"request", "socket", "local_address", "backlog"}),
     Command.ROOM: frozenset({"socket"}),
+    Command.TICKET: frozenset({"socket", "value"}),
+    Command.LEAVE: frozenset({"pending"}),
 }
 
 # struct genlmsghdr and struct nlattr; both are in the machine's byte order.

@@ -54,4 +54,10 @@ class SsaMessage(genlmsg):  # type: ignore[misc, unused-ignore]
         ("SSA_A_BACKLOG", "uint32"),
         ("SSA_A_QUEUED", "uint32"),
         ("SSA_A_ENDPOINT_FD", "int32"),
+        ("SSA_A_PORT", "uint32"),
+        ("SSA_A_ENDPOINTS", "uint32"),
+        ("SSA_A_ENDPOINT", "uint32"),
+        ("SSA_A_SWITCHES", "uint32"),
+        ("SSA_A_TICKETS", "uint32"),
+        ("SSA_A_LEAVING", "uint32"),
     )

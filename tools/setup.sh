@@ -6,14 +6,16 @@
 # next to nothing when all is there.
 set -eu
 
-# One line per purpose: kernels and machine to run them; compiler and checkers; peers of the
-# tests and of the demo; tools that the guest uses.
+# One line per purpose: kernels and machine to run them; compiler and checkers; what the debug
+# kernel is built from and with; peers of the tests and of the demo; languages of the examples; tools that the guest uses.
 packages="
 linux-image-amd64 linux-headers-amd64 linux-image-6.12-amd64 linux-headers-6.12-amd64
 qemu-system-x86 busybox-static file
-gcc g++ make libc6-dev libssl-dev linux-libc-dev sparse shellcheck perl linux-source-6.12 xz-utils
+gcc g++ make libc6-dev libssl-dev liburing-dev linux-libc-dev sparse shellcheck perl mandoc
+linux-source-6.12 xz-utils flex bison bc libelf-dev
 python3 python3-venv
 nginx-light openssl gnutls-bin socat stunnel4 curl wget nodejs ca-certificates
+golang-go rustc librust-libc-dev ruby
 iproute2 kmod procps strace util-linux zstd
 "
 

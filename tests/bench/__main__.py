@@ -54,7 +54,7 @@ def main(repeats: int, cipher: str, rows: tuple[str, ...]) -> None:
     machine = guest.Machine(
         kernel=kernel,
         kvm=False,
-        modules=module.tree(kernel, built, BUILD / f"modules-{kernel.release}"),
+        modules=module.tree(kernel, [built], BUILD / f"modules-{kernel.release}"),
         results=RESULTS,
         cpus=1,
         memory=_MEMORY,

@@ -14,13 +14,13 @@ LAST_ATTRIBUTE = "        doc: Number of requests that wait for a completion.\n"
 
 MISTAKES = {
     "unknown attribute of an operation": (
-        "reply: {attributes: [pid, pending, daemon, sockets]}",
-        "reply: {attributes: [pid, pendign, daemon, sockets]}",
+        "reply: {attributes: [pid, pending, daemon, sockets, leaving]}",
+        "reply: {attributes: [pid, pendign, daemon, sockets, leaving]}",
         "operations/list[worker-get]/dump/reply: attribute 'pendign' is not defined",
     ),
     "attribute listed twice": (
-        "reply: {attributes: [pid, pending, daemon, sockets]}",
-        "reply: {attributes: [pid, pid, daemon, sockets]}",
+        "reply: {attributes: [pid, pending, daemon, sockets, leaving]}",
+        "reply: {attributes: [pid, pid, daemon, sockets, leaving]}",
         "attribute 'pid' is listed twice",
     ),
     "attribute name used twice": (
@@ -84,19 +84,19 @@ MISTAKES = {
         "attributes[text]/checks: max-len must be 1 to 65530",
     ),
     "limit that the type can't hold": (
-        "checks: {max: 4095}",
+        "checks: {max: 511}",
         "checks: {max: 4294967296}",
         "4294967296 does not fit into a u32",
     ),
     "least value above the greatest": (
-        "checks: {max: 4095}",
-        "checks: {min: 4096, max: 4095}",
-        "min 4096 is greater than max 4095",
+        "checks: {max: 511}",
+        "checks: {min: 512, max: 511}",
+        "min 512 is greater than max 511",
     ),
     "operation that is neither asked nor told": (
-        "      event:\n        attributes: [socket]\n\nmcast-groups:",
+        "request: {attributes: []}\n        reply: {attributes: [pending]}\n\nmcast-groups:",
         "\nmcast-groups:",
-        "operations/list[room]: do, dump or event is missing",
+        "operations/list[leave]: do, dump or event is missing",
     ),
     "unknown flag": (
         "flags: [admin-perm]\n      do:",

@@ -182,8 +182,8 @@ REFUSED_BYTES = {
         "comm is 16 bytes long, at most 15 are allowed",
     ),
     "value too great": (
-        NOTIFY + attribute(wire.Attribute.ERROR, number(4096)),
-        "error must be 0 to 4095, found 4096",
+        NOTIFY + attribute(wire.Attribute.ERROR, number(512)),
+        "error must be 0 to 511, found 512",
     ),
     "not in the enum": (
         NOTIFY + attribute(wire.Attribute.STATE, number(6)),

@@ -32,6 +32,7 @@ OTHER_ADDRESS = "192.0.2.1"  # RFC 5737: no host has it
 # Names that one server has besides HOST, each with a certificate and a key of its own.
 SITE = "site.test"
 WILD = "*.wild.test"
+INTERNATIONAL = "xn--bcher-kva.test"  # bücher.test
 CLIENT = "client.test"
 PASSWORD = b"password"
 
@@ -96,6 +97,11 @@ class Pki:
     def wrong_host(self) -> Identity:
         """Valid for OTHER_HOST and OTHER_ADDRESS only."""
         return self._identity("wrong_host")
+
+    @property
+    def international(self) -> Identity:
+        """Valid for INTERNATIONAL only."""
+        return self._identity("international")
 
     @property
     def no_address(self) -> Identity:
@@ -171,6 +177,16 @@ class Pki:
         """Extended key usage serverAuth only."""
         return self._identity("client_not_for_clients", "client")
 
+    @property
+    def intermediate(self) -> Identity:
+        """The authority below the root that issues what says nothing else."""
+        return self._identity("intermediate", "intermediate")
+
+    @property
+    def top(self) -> Identity:
+        """The root, as an authority."""
+        return self._identity("root", "root")
+
     def _identity(self, name: str, key: str | None = None) -> Identity:
         key = key or ("rsa" if name == "rsa" else "ecdsa")
         return Identity(self.directory / f"{name}.pem", self.directory / f"{key}.key")
@@ -200,6 +216,9 @@ def create(directory: Path) -> Pki:
     _write_key(directory / "ecdsa.key", ecdsa_key)
     _write_chain(directory / "root.pem", [root.certificate])
     _write_chain(directory / "unknown_root.pem", [unknown_root.certificate])
+    _write_chain(directory / "intermediate.pem", [intermediate.certificate])
+    _write_key(directory / "intermediate.key", intermediate.key)
+    _write_key(directory / "root.key", root.key)
 
     def write(name: str, certificate: x509.Certificate, *issuers: x509.Certificate) -> None:
         _write_chain(directory / f"{name}.pem", [certificate, *issuers])
@@ -226,6 +245,11 @@ def create(directory: Path) -> Pki:
         above,
     )
     write("no_address", _leaf(ecdsa_key, intermediate, now, addresses=[]), above)
+    write(
+        "international",
+        _leaf(ecdsa_key, intermediate, now, names=[INTERNATIONAL], addresses=[]),
+        above,
+    )
     write("missing_intermediate", good)
     # Its key usage would do, so that CA:FALSE alone forbids it to issue anything.
     no_authority = _leaf(
@@ -295,15 +319,21 @@ def _create_clients(
     write("client_not_for_clients", intermediate, purpose=ExtendedKeyUsageOID.SERVER_AUTH)
 
 
-def _authority(name: str, issuer: _Authority | None, now: dt.datetime) -> _Authority:
+def _authority(
+    name: str,
+    issuer: _Authority | None,
+    now: dt.datetime,
+    further: Sequence[x509.ExtensionType] = (),
+) -> _Authority:
     key = ec.generate_private_key(ec.SECP256R1())
-    certificate = (
+    builder = (
         _builder(name, key, issuer, now - _DAY, now + 3650 * _DAY)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(_key_usage(cert_sign=True, crl_sign=True), critical=True)
-        .sign((issuer.key if issuer else key), hashes.SHA256())
     )
-    return _Authority(certificate, key)
+    for extension in further:
+        builder = builder.add_extension(extension, critical=False)
+    return _Authority(builder.sign((issuer.key if issuer else key), hashes.SHA256()), key)
 
 
 def _leaf(
@@ -318,6 +348,7 @@ def _leaf(
     last: dt.datetime | None = None,
     purpose: x509.ObjectIdentifier = ExtendedKeyUsageOID.SERVER_AUTH,
     usage: x509.KeyUsage | None = None,
+    further: Sequence[x509.ExtensionType] = (),
 ) -> x509.Certificate:
     alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
     alternatives += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
@@ -328,6 +359,8 @@ def _leaf(
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     )
+    for extension in further:
+        builder = builder.add_extension(extension, critical=False)
     return builder.sign(issuer.key if issuer else key, hashes.SHA256())
 
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
@@ -255,32 +255,41 @@ def nginx(identities: dict[str, Identity], directory: Path) -> Iterator[Nginx]:
     servers = [f"server {{ listen 127.0.0.1:{plain_port}; }}"]
     for (name, offer), port in ports.items():
         servers.append(_nginx_server(identities[name], name, offer, port))
-    config = directory / "nginx.conf"
+    rules = f"""
+        default_type application/octet-stream;
+        client_max_body_size 0;
+        root {root};
+        dav_methods PUT;
+        lingering_close off;
+        {os.linesep.join(servers)}
+    """
+    with _running_nginx("nginx", rules, [plain_port, *ports.values()], directory):
+        yield Nginx(ports, plain_port, root)
+
+
+def _running_nginx(
+    name: str, rules: str, ports: list[int], directory: Path
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """Run nginx with these rules for HTTP; its files are called after `name`."""
+    config = directory / f"{name}.conf"
     config.write_text(
         f"""daemon off;
         master_process off;
-        pid {directory}/nginx.pid;
+        pid {directory}/{name}.pid;
         error_log stderr;
         events {{ worker_connections 1000; }}
         http {{
             access_log off;
-            default_type application/octet-stream;
-            client_max_body_size 0;
-            client_body_temp_path {directory}/body;
-            proxy_temp_path {directory}/proxy;
-            fastcgi_temp_path {directory}/fastcgi;
-            uwsgi_temp_path {directory}/uwsgi;
-            scgi_temp_path {directory}/scgi;
-            root {root};
-            dav_methods PUT;
-            lingering_close off;
-            {os.linesep.join(servers)}
+            client_body_temp_path {directory}/{name}-body;
+            proxy_temp_path {directory}/{name}-proxy;
+            fastcgi_temp_path {directory}/{name}-fastcgi;
+            uwsgi_temp_path {directory}/{name}-uwsgi;
+            scgi_temp_path {directory}/{name}-scgi;
+            {rules}
         }}
         """
     )
-    log = directory / "nginx.log"
-    with running(["nginx", "-c", config], [plain_port, *ports.values()], log):
-        yield Nginx(ports, plain_port, root)
+    return running(["nginx", "-c", config], ports, directory / f"{name}.log")
 
 
 def _nginx_server(identity: Identity, key: str, offer: Offer | None, port: int) -> str:
@@ -297,3 +306,43 @@ def _nginx_server(identity: Identity, key: str, offer: Offer | None, port: int) 
         ssl_certificate_key {identity.key};
         {limits}
     }}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What one port of `nginx_sites` shows: a chain, and the file of the staple, if any."""
+
+    identity: Identity
+    staple: Path | None = None
+
+
+@contextmanager
+def nginx_sites(sites: dict[str, Site], directory: Path) -> Iterator[dict[str, int]]:
+    """Run nginx with a port for each site; gives the ports."""
+    ports = dict(zip(sites, free_ports(len(sites)), strict=True))
+    blocks = [
+        f"""server {{
+            listen 127.0.0.1:{ports[name]} ssl;
+            ssl_certificate {site.identity.chain};
+            ssl_certificate_key {site.identity.key};
+            {f"ssl_stapling on; ssl_stapling_file {site.staple};" if site.staple else ""}
+        }}"""
+        for name, site in sites.items()
+    ]
+    rules = f"""
+        ssl_protocols TLSv1.2 TLSv1.3;
+        {os.linesep.join(blocks)}
+    """
+    with _running_nginx("sites", rules, list(ports.values()), directory):
+        yield ports
+
+
+@contextmanager
+def openssl_ocsp(index: Path, authority: Identity, log: Path, port: int) -> Iterator[None]:
+    """Run `openssl ocsp` as the responder of an authority, whose register is `index`
+    (openssl-ca(1))."""
+    command: list[str | Path] = ["openssl", "ocsp", "-port", str(port), "-index", index]
+    command += ["-CA", authority.chain, "-rsigner", authority.chain, "-rkey", authority.key]
+    command += ["-nmin", "60", "-ignore_err"]
+    with running(command, [port], log):
+        yield

@@ -2,21 +2,22 @@
 """A TLS server that follows the rules until the script says otherwise.
 
 OpenSSL does the handshake over memory BIOs, so every byte passes through here: a script can stop
-after any of them. In TLS 1.3 it can also seal records of its own making.
+after any of them. It can also seal records of its own making.
 """
 
 from __future__ import annotations
 
+import hmac
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from OpenSSL import SSL
 
-from tests.peers.hostile import APPLICATION_DATA, Peer, Script, read_record
+from tests.peers.hostile import Peer, Script, read_record
+from tests.peers.sealer import Sealer
 
 if TYPE_CHECKING:
     import socket
@@ -41,6 +42,7 @@ class TlsConnection:
 
     def __init__(self, raw: socket.socket, identity: Identity, version: Version) -> None:
         self.raw = raw
+        self._version = version
         self._secret = b""
         self._application_records = 0
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
@@ -48,6 +50,7 @@ class TlsConnection:
         context.set_min_proto_version(number)
         context.set_max_proto_version(number)
         context.set_tls13_ciphersuites(b"TLS_AES_128_GCM_SHA256")
+        context.set_cipher_list(b"ECDHE+AESGCM+AES128")
         context.set_keylog_callback(self._note_secret)
         context.use_certificate_chain_file(str(identity.chain))
         context.use_privatekey_file(str(identity.key))
@@ -131,16 +134,27 @@ class TlsConnection:
 
     def seal(self, kind: int, body: bytes, *, spoil: bool = False) -> bytes:
         """TLS 1.3: return the record that `send_sealed` would send."""
-        key = _expand_label(self._secret, b"key", 16)
-        iv = int.from_bytes(_expand_label(self._secret, b"iv", 12), "big")
-        nonce = (iv ^ self._application_records).to_bytes(12, "big")
+        sealer = self.sealer()
         self._application_records += 1
-        inner = body + bytes((kind,))
-        header = struct.pack("!BHH", APPLICATION_DATA, 0x0303, len(inner) + 16)
-        sealed = AESGCM(key).encrypt(nonce, inner, header)
-        if spoil:
-            sealed = sealed[:-1] + bytes((sealed[-1] ^ 1,))
-        return header + sealed
+        return sealer.seal(kind, body, spoil=spoil)
+
+    def sealer(self) -> Sealer:
+        """Return what seals the next record and those after it; OpenSSL does not know of them."""
+        if self._version == "TLSv1.3":
+            return Sealer(
+                self._version,
+                "AES-128-GCM",
+                _expand_label(self._secret, b"key", 16),
+                _expand_label(self._secret, b"iv", 12),
+                self._application_records,
+            )
+        # RFC 5246, 6.3: the keys of client and server, then their salts; all in the same order.
+        parts = self._tls.server_random(), self._tls.client_random(), self._tls.master_key()
+        server_random, client_random, master = (part or b"" for part in parts)
+        block = _prf(master, b"key expansion" + server_random + client_random, 2 * (16 + 4))
+        salt = block[-4:]
+        # After its Finished. OpenSSL counts nonces from a random number, so none is used twice.
+        return Sealer(self._version, "AES-128-GCM", block[16:32], salt + bytes(8), 1)
 
     def update_key(self) -> None:
         """TLS 1.3: go on with the next sending key, as after a KeyUpdate."""
@@ -189,3 +203,13 @@ def _expand_label(secret: bytes, label: bytes, length: int) -> bytes:
     label = b"tls13 " + label
     info = struct.pack("!HB", length, len(label)) + label + b"\0"
     return HKDFExpand(hashes.SHA256(), length, info).derive(secret)
+
+
+def _prf(secret: bytes, seed: bytes, length: int) -> bytes:
+    """RFC 5246, 5, with SHA-256."""
+    output = b""
+    a = seed
+    while len(output) < length:
+        a = hmac.digest(secret, a, "sha256")
+        output += hmac.digest(secret, a + seed, "sha256")
+    return output[:length]

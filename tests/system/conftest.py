@@ -25,8 +25,13 @@ from tests.peers.tls_peer import Act
 from tests.system.daemon import Daemon, Transport, await_condition, socket_count
 from tests.system.program import Address
 
-# Seconds for one test, in a guest that is 15 to 20 times slower than its host.
+# Only the debug kernel has it.
+KMEMLEAK = Path("/sys/kernel/debug/kmemleak")
+
+# Seconds for one test, in a guest that is 15 to 20 times slower than its host, and how many times
+# slower the debug kernel is.
 TIMEOUT = 180
+SLOWNESS = 6 if KMEMLEAK.exists() else 1
 
 PAGE = b"A page, fetched over TLS.\n" * 100
 
@@ -34,8 +39,9 @@ PAGE = b"A page, fetched over TLS.\n" * 100
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give every test its time, and let the daemon change its transport only once."""
     for item in items:
-        if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TIMEOUT))
+        marker = item.get_closest_marker("timeout")
+        seconds = TIMEOUT if marker is None else marker.args[0]
+        item.add_marker(pytest.mark.timeout(seconds * SLOWNESS), append=False)
     items.sort(key=_wants_channel)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -59,6 +60,7 @@ class Raw:
         self.socket.bind((0, 0))
         self.socket.settimeout(30)
         self._sequence = 0
+        self._unasked: deque[bytes] = deque()  # that came before an answer
         name = attribute(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME.encode() + b"\0")
         answer = self.send(GENL_ID_CTRL, struct.pack("=BBH", CTRL_CMD_GETFAMILY, 2, 0) + name)
         self.family = 0
@@ -93,16 +95,26 @@ class Raw:
         while True:
             datagram = self.socket.recv(1 << 16)
             for kind_, flags_, sequence, body in messages(datagram):
+                if sequence == 0:
+                    self._unasked.append(body)
                 if sequence != self._sequence:
-                    continue  # what the kernel sends unasked
+                    continue
                 if kind_ in (NLMSG_ERROR, NLMSG_DONE):
                     error = -int(struct.unpack_from("=i", body)[0])
                     return Answer(error, _text(kind_, flags_, body), tuple(replies))
                 replies.append((body[0], body[4:]))
 
+    @property
+    def has_unasked(self) -> bool:
+        """Something that the kernel sent unasked came while an answer was read."""
+        return bool(self._unasked)
+
     def unasked(self) -> tuple[int, dict[int, bytes]]:
         """Wait for a message that the kernel sends unasked: its command and attributes."""
-        ((_, _, _, body),) = messages(self.socket.recv(1 << 16))
+        if self._unasked:
+            body = self._unasked.popleft()
+        else:
+            ((_, _, _, body),) = messages(self.socket.recv(1 << 16))
         return body[0], dict(attributes(body[4:]))
 
 

@@ -150,6 +150,8 @@ def refused(number: int, call: Callable[[], object]) -> None:
 
 def name_of(number: int) -> str:
     """Name an errno."""
+    if number == errno.EOPNOTSUPP:
+        return "EOPNOTSUPP"  # which Python knows as ENOTSUP too
     return "success" if number == 0 else errno.errorcode.get(number, str(number))
 
 

@@ -303,6 +303,7 @@ def number(value: int) -> bytes:
 # What a program may set on a listener: level, option, value. SO_PEEK_OFF and the like are no
 # stream socket's.
 SO_MARK, SO_PRIORITY, SO_BUSY_POLL, SO_MAX_PACING_RATE = 36, 12, 46, 47
+SO_BUF_LOCK, SO_TXREHASH, IP_MTU_DISCOVER, IP_RECVTTL = 72, 74, 10, 12
 SETTINGS: dict[str, tuple[int, int, bytes]] = {
     "SO_KEEPALIVE": (socket.SOL_SOCKET, socket.SO_KEEPALIVE, number(1)),
     "SO_RCVBUF": (socket.SOL_SOCKET, socket.SO_RCVBUF, number(1 << 16)),
@@ -318,13 +319,21 @@ SETTINGS: dict[str, tuple[int, int, bytes]] = {
     "SO_PRIORITY": (socket.SOL_SOCKET, SO_PRIORITY, number(5)),
     "SO_MARK": (socket.SOL_SOCKET, SO_MARK, number(77)),
     "SO_BINDTODEVICE": (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo".ljust(16, b"\0")),
+    "SO_MAX_PACING_RATE": (socket.SOL_SOCKET, SO_MAX_PACING_RATE, number(50_000_000)),
+    "SO_TXREHASH": (socket.SOL_SOCKET, SO_TXREHASH, number(0)),
+    "SO_BUF_LOCK": (socket.SOL_SOCKET, SO_BUF_LOCK, number(3)),
     "TCP_NODELAY": (socket.IPPROTO_TCP, socket.TCP_NODELAY, number(1)),
+    "TCP_CONGESTION": (socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno".ljust(16, b"\0")),
+    "TCP_LINGER2": (socket.IPPROTO_TCP, socket.TCP_LINGER2, number(9)),
+    "TCP_NOTSENT_LOWAT": (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, number(1 << 17)),
     "TCP_KEEPIDLE": (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, number(77)),
     "TCP_KEEPINTVL": (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, number(7)),
     "TCP_KEEPCNT": (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, number(3)),
     "TCP_USER_TIMEOUT": (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, number(30_000)),
     "IP_TOS": (socket.IPPROTO_IP, socket.IP_TOS, number(0x10)),
     "IP_TTL": (socket.IPPROTO_IP, socket.IP_TTL, number(33)),
+    "IP_RECVTTL": (socket.IPPROTO_IP, IP_RECVTTL, number(1)),
+    "IP_MTU_DISCOVER": (socket.IPPROTO_IP, IP_MTU_DISCOVER, number(2)),
 }
 
 

@@ -84,7 +84,13 @@ class TestStatus:
         assert f"pid {daemon.pid}" in run.stdout
         found = ssad_json("status", "--trust-store", str(pki.root))
         assert found["daemon"] == daemon.pid
-        assert found["workers"] == [{"pid": daemon.worker_pid, "pending": 0, "sockets": 0}]
+        (worker,) = found["workers"]
+        assert worker == {
+            "pid": daemon.worker_pid,
+            "pending": 0,
+            "sockets": 0,
+            "leaving": False,
+        }
         assert found["sockets"] == 0
         assert found["ktls"] is True
         assert found["problems"] == []

@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import pytest
 from ssad.wire import IPPROTO_TLS, TlsOption
 from tests.peers import hostile, servers, tls_peer
 from tests.peers.hostile import serving
-from tests.peers.pki import ALIAS
+from tests.peers.pki import ALIAS, HOST
 from tests.system.daemon import await_condition, socket_count, sockets
 from tests.system.program import (
     await_child,
@@ -41,7 +42,7 @@ from tests.system.program import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.peers.hostile import Peer
     from tests.peers.pki import Pki
@@ -77,13 +78,13 @@ class Caller:
         else:
             self.result = 0
 
-    def await_blocked(self) -> None:
+    def await_blocked(self, where: str = "[ssa]") -> None:
         """Wait until it sleeps in the kernel, in a call of the module's."""
 
         def sleeps() -> bool:
             assert self._thread.is_alive(), f"the call ended: {name_of(self.result)}"
             stack = Path(f"/proc/self/task/{self._number}/stack").read_text()
-            return "[ssa]" in stack
+            return where in stack
 
         await_condition("the call waits in the module", sleeps)
 
@@ -326,6 +327,20 @@ class TestTheNextDaemon:
             assert "other than TLS" in tls_error(sock)
 
 
+@contextmanager
+def frozen(daemon: Daemon) -> Iterator[None]:
+    """Have the daemon answer nothing, and calls wait for it no longer than a moment."""
+    limit = PARAMETERS / "request_timeout_ms"
+    before = limit.read_text()
+    daemon.freeze()
+    limit.write_text("300")
+    try:
+        yield
+    finally:
+        limit.write_text(before)
+        daemon.thaw()
+
+
 class TestStopped:
     """SIGTERM, and a daemon that does not answer."""
 
@@ -337,19 +352,22 @@ class TestStopped:
             caller.ended(errno.ECANCELED)
 
     def test_a_call_does_not_wait_for_ever(self, daemon: Daemon, echo_server: Server) -> None:
-        limit = PARAMETERS / "request_timeout_ms"
-        before = limit.read_text()
-        with tls_socket() as sock:
-            daemon.freeze()
-            limit.write_text("300")
-            try:
-                refused(errno.ECANCELED, lambda: sock.bind(("127.0.0.1", 0)))
-            finally:
-                limit.write_text(before)
-            daemon.thaw()
+        with tls_socket() as sock, frozen(daemon):
+            refused(errno.ECANCELED, lambda: sock.bind(("127.0.0.1", 0)))
         # Its late answer harms nobody.
         with connect(echo_server) as sock:
             echo(sock, b"well")
+
+    def test_an_option_that_was_not_answered_is_not_set(
+        self, daemon: Daemon, echo_server: Server
+    ) -> None:
+        with tls_socket() as sock:
+            with frozen(daemon):
+                refused(
+                    errno.ECANCELED, lambda: set_text(sock, TlsOption.TLS_HOSTNAME, "other.test")
+                )
+            sock.connect((echo_server.address, echo_server.port))
+            assert get_text(sock, TlsOption.TLS_HOSTNAME) == HOST
 
     def test_a_program_that_waits_for_it_can_be_killed(self, daemon: Daemon) -> None:
         daemon.freeze()

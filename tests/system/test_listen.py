@@ -279,7 +279,6 @@ LISTENING: dict[str, tuple[int, Callable[[socket.socket], object]]] = {
     "connect": (errno.EOPNOTSUPP, lambda sock: sock.connect((LOOPBACK, 9))),
     "send": (errno.ENOTCONN, lambda sock: sock.send(b"never", socket.MSG_NOSIGNAL)),
     "recv": (errno.ENOTCONN, lambda sock: sock.recv(1)),
-    "shutdown": (errno.ENOTCONN, lambda sock: sock.shutdown(socket.SHUT_RDWR)),
     "getpeername": (errno.ENOTCONN, lambda sock: sock.getpeername()),
     "TLS_CERTIFICATE_CHAIN": (
         errno.EOPNOTSUPP,

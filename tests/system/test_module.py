@@ -14,13 +14,23 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ssad.wire import IPPROTO_TLS
+from tests.system.conftest import KMEMLEAK, PAGE
 from tests.system.daemon import await_condition, socket_count
-from tests.system.program import NOBODY, connect, echo, in_child, refused, tls_socket
+from tests.system.program import (
+    NOBODY,
+    Address,
+    connect,
+    echo,
+    in_child,
+    receive_all,
+    refused,
+    tls_socket,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.peers.servers import Server
+    from tests.peers.servers import Nginx, Server
     from tests.system.daemon import Daemon, Transport
 
 LOADED = Path("/sys/module/ssa")
@@ -129,7 +139,8 @@ def settled() -> dict[str, int]:
         "TCP sockets": tcp_count("alloc"),
         "orphans": tcp_count("orphan"),
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
-        "TCP objects": slab_objects("TCP"),
+        # KASAN keeps what was freed; it comes with kmemleak, which finds what was not.
+        "TCP objects": 0 if KMEMLEAK.exists() else slab_objects("TCP"),
         "files": int(Path("/proc/sys/fs/file-nr").read_text().split()[0]),
     }
 
@@ -165,13 +176,24 @@ def slab_objects(cache: str) -> int:
 
 def leaves_nothing(act: Callable[[], None]) -> None:
     """Check that `act` leaves everything where it was. It is done once before, for what the first
-    time makes for good."""
+    time makes for good. The kernel frees some things later, when it has nothing else to do."""
     act()
     before = settled()
     act()
-    after = settled()
-    for name, value in after.items():
-        assert value <= before[name] + NOISE.get(name, 0), f"{name}: {before[name]}, then {value}"
+    more: list[str] = []
+
+    def nothing_is_left() -> bool:
+        more[:] = [
+            f"{name}: {before[name]}, then {value}"
+            for name, value in settled().items()
+            if value > before[name] + NOISE.get(name, 0)
+        ]
+        return not more
+
+    try:
+        await_condition("nothing is left", nothing_is_left, deadline=60)
+    except AssertionError as error:
+        raise AssertionError("; ".join(more)) from error
 
 
 @pytest.mark.timeout(600)
@@ -188,14 +210,16 @@ def test_loading_and_removing_it_50_times_leaves_nothing(any_daemon: Daemon) -> 
 
 @pytest.mark.timeout(900)
 def test_1000_connections_leave_nothing(
-    any_daemon: Daemon, transport: Transport, echo_server: Server
+    any_daemon: Daemon, transport: Transport, web: Nginx
 ) -> None:
     any_daemon.ensure(transport)
+    server = Address("127.0.0.1", web.ports["ecdsa", None])
 
     def again() -> None:
         for _ in range(250):
-            with connect(echo_server) as sock:
-                echo(sock, b"a connection")
+            with connect(server) as sock:
+                sock.sendall(b"GET /page HTTP/1.0\r\n\r\n")
+                assert receive_all(sock).endswith(PAGE)
         await_condition("no socket is left", lambda: socket_count() == 0)
         any_daemon.await_idle()
 

@@ -61,6 +61,9 @@ if TYPE_CHECKING:
 
 NOT_IN_THE_CONTRACT = 99
 
+# <linux/errno.h>: the kernel stops at a read that returns it.
+EIOCBQUEUED = 529
+
 
 @pytest.fixture
 def raw() -> Iterator[Raw]:
@@ -99,6 +102,7 @@ class TestMalformed:
             attribute(Attribute.REQUEST, b""),
             attribute(Attribute.REQUEST, b"\1\0"),
             u32(Attribute.REQUEST, 1) + u32(Attribute.ERROR, 4096),
+            u32(Attribute.REQUEST, 1) + u32(Attribute.ERROR, EIOCBQUEUED),
             u32(Attribute.REQUEST, 1) + u32(Attribute.ERROR, 0xFFFFFFFF),
             u32(Attribute.REQUEST, 1) + u32(Attribute.FD, -1),
             u32(Attribute.REQUEST, 1) + u32(Attribute.TRANSPORT, 99),
@@ -114,6 +118,7 @@ class TestMalformed:
             "an empty number",
             "half a number",
             "an error out of range",
+            "an error that is the kernel's own",
             "a negative error",
             "a negative descriptor",
             "an unknown transport",

@@ -225,6 +225,9 @@ class Kernel:
                 peer.send(message(FAMILY, 0, sequence, encode(command, reply)))
             if handler is None and command is Command.REGISTER:
                 self._register(peer, attributes)
+            if handler is None and command is Command.LEAVE:
+                reply = {"pending": 0}
+                peer.send(message(FAMILY, 0, sequence, encode(command, reply)))
         except Refusal as refusal:
             number, text = refusal.number, refusal.text
         self._asked.put((command, attributes))

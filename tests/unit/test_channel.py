@@ -13,12 +13,14 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from OpenSSL import SSL
 
 from ssad import channel, records
+from ssad.alerts import Alert
 from ssad.channel import Channel
 from ssad.handshake import ClientHandshake, Result
 from ssad.policy import TLS_1_2, TLS_1_3, Policy
@@ -453,6 +455,25 @@ async def test_new_keys_of_the_peer_are_followed(pki: Pki) -> None:
             assert await asyncio.to_thread(peer.receive, 6) == b"answer"
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_close_notify_ends_a_stream_after_user_canceled(pki: Pki, version: int) -> None:
+    peers: list[tls_peer.TlsConnection] = []
+
+    def serve(raw: socket.socket) -> None:
+        name: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.3" if version == TLS_1_3 else "TLSv1.2"
+        peers.append(tls_peer.TlsConnection(raw, pki.ecdsa, name))
+        peers[0].handshake()
+
+    async with line(pki, serve, version=version) as on:
+        sealer = peers[0].sealer()
+        canceled = bytes((tls_peer.WARNING, Alert.USER_CANCELED))
+        for body in (canceled, tls_peer.CLOSE_NOTIFY):
+            on.peer.sendall(sealer.seal(tls_peer.ALERT, body))
+        assert await on.program_received(1) == b""
+
+    assert on.ends == [(0, "")]
+
+
 async def test_half_a_session_ticket_does_not_stop_the_program(pki: Pki) -> None:
     """OpenSSL takes no data to send in the middle of a handshake message; it has to wait."""
     peers: list[tls_peer.TlsConnection] = []
@@ -529,7 +550,7 @@ async def test_a_last_word_before_a_reset_is_heard(pki: Pki) -> None:
     assert on.ends == [(errno.ECONNRESET, "The peer reset the connection.")]
 
 
-async def test_a_failing_report_of_the_end_leaves_nothing_open(pki: Pki) -> None:
+async def test_a_failing_report_of_the_end_leaves_the_sockets_to_who_runs_it(pki: Pki) -> None:
     peer = Peer(pki)
 
     async def no_one_listens(*_: object) -> None:
@@ -539,4 +560,6 @@ async def test_a_failing_report_of_the_end_leaves_nothing_open(pki: Pki) -> None
         async with line(pki, peer.serve, on_end=no_one_listens) as on:
             peer.tls.shutdown()
 
+    assert on.endpoint.fileno() != -1
+    on.channel.close()
     assert on.endpoint.fileno() == -1

@@ -86,6 +86,7 @@ def test_status_is_fine_when_all_is_there(kernel: Kernel, pki: Pki) -> None:
         ),
         "sockets      3",
         "kernel TLS   available",
+        "policy       /etc/ssad/ssad.toml",
         f"trust store  {pki.root}, certificates: 1",
     ]
 
@@ -109,7 +110,16 @@ def test_status_names_what_is_missing_and_the_worst_decides(kernel: Kernel, ktls
     assert result.exit_code == Exit.DEGRADED
     report = json.loads(result.output)
     assert report["daemon"] == 77
-    assert report["workers"] == [{"pid": 78, "pending": 0, "sockets": 5}]
+    (found,) = report["workers"]
+    assert found == {"pid": 78, "pending": 0, "sockets": 5, "leaving": False}
+
+
+def test_status_says_which_workers_leave(kernel: Kernel) -> None:
+    kernel.dumps[Command.WORKER_GET] = [{**worker(78), "leaving": 1}, worker(79)]
+    said = run("status").output.splitlines()[1]
+    assert "78 (leaving, pending requests: 0, sockets: 0), 79 (pending" in said
+    report = json.loads(run("status", "--json").output)
+    assert [found["leaving"] for found in report["workers"]] == [True, False]
 
 
 def test_a_file_without_certificates_is_no_trust_store(kernel: Kernel, tmp_path: Path) -> None:
@@ -235,10 +245,8 @@ def test_stop_gives_up_on_a_daemon_that_does_not_end(
         child.kill()
 
 
-@pytest.mark.parametrize("workers", [3, None])
-def test_start_has_a_worker_for_each_core_unless_told_otherwise(
-    workers: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[daemon.Options]:
+    """Let no daemon start; return a list that gets what each would be started with."""
     found: list[daemon.Options] = []
 
     def start(options: daemon.Options) -> int:
@@ -246,6 +254,14 @@ def test_start_has_a_worker_for_each_core_unless_told_otherwise(
         return 9
 
     monkeypatch.setattr(daemon, "start_in_background", start)
+    return found
+
+
+@pytest.mark.parametrize("workers", [3, None])
+def test_start_has_a_worker_for_each_core_unless_told_otherwise(
+    workers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = starts(monkeypatch)
     arguments = [] if workers is None else ["--workers", str(workers)]
     result = run("start", "--json", *arguments)
     assert json.loads(result.output) == {"pid": 9}

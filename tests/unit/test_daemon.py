@@ -15,14 +15,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from ssad import daemon, link, module, privileges
+from ssad import daemon, link, module, privileges, reloads, restart, supervisor
+from ssad.config import Source
 from ssad.daemon import Options
 from ssad.exits import CommandError, Exit
 from ssad.link import Link
 from ssad.policy import Policy
+from ssad.restart import TRY, Legacy
 from ssad.wire import Attributes, Command
 from tests.peers.pki import Pki
 from tests.unit.child import in_child
@@ -79,6 +82,16 @@ def test_it_returns_once_registered_runs_without_rights_and_stops(
     assert found.files == {os.devnull}
     assert found.code == Exit.DONE
     assert kernel.next_of(Command.REGISTER) == {"daemon": found.main}
+
+
+def changed(main: int, number: signal.Signals) -> reloads.Reloads:
+    """Send a signal that asks for a change; return what is told when it is over."""
+    before = reloads.read(main)
+    assert before is not None
+    os.kill(main, number)
+    while (told := reloads.read(main)) is None or told.finished == before.finished:
+        time.sleep(0.01)
+    return told
 
 
 def registered() -> list[Attributes]:
@@ -167,6 +180,99 @@ def test_another_refusal_is_passed_on(kernel: Kernel, options: Options) -> None:
     error = refused(options)
     assert error.code == Exit.FAILED
     assert "There is no memory for a worker." in str(error)
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("kernel")
+def test_sighup_changes_the_policy_of_workers_that_live_and_of_those_to_come(
+    options: Options,
+) -> None:
+    directory = options.policy.trust_store.parent
+    file = directory / "ssad.toml"
+    store = f'[trust]\nstore = "{options.policy.trust_store}"\n'
+
+    def reload(main: int, text: str) -> tuple[str, ...]:
+        file.write_text(text)
+        return changed(main, signal.SIGHUP).faults
+
+    def change_and_kill() -> tuple[list[tuple[str, ...]], int]:
+        file.write_text(store)
+        file.chmod(0o644)
+        main = daemon.start_in_background(
+            replace(options, workers=2, source=Source(file, required=True))
+        )
+        first, second = (worker["pid"] for worker in registered())
+        told = [reload(main, store + "depth = 3\n"), reload(main, "depth = 3\n")]
+        os.kill(first, signal.SIGKILL)
+        while len({found["pid"] for found in registered()} - {first}) < 2:
+            time.sleep(0.01)
+        told.append(reload(main, store))
+        assert second in [worker["pid"] for worker in registered()]
+        return told, stop(main)
+
+    told, code = in_child(change_and_kill)
+    assert told[0] == told[2] == ()
+    assert told[1][0].startswith(f"{file}:1: depth: wanted a table, found a key outside of any.")
+    assert code == Exit.DONE
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("kernel")
+def test_a_restart_puts_workers_of_a_new_program_in_place_of_the_old_ones(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = options.policy.trust_store.parent
+    file = directory / "ssad.toml"
+    store = f'[trust]\nstore = "{options.policy.trust_store}"\n'
+
+    def execute(what: str, legacy: int, answer: int) -> NoReturn:
+        # Another program would not know the kernel that is played here.
+        if what == TRY:
+            restart.execute(what, legacy, answer)
+        daemon.take_over(Legacy.read(legacy))
+        os._exit(Exit.DONE)
+
+    def ask(main: int) -> tuple[str, ...]:
+        told = changed(main, supervisor.RESTART)
+        assert not told.restarting
+        return told.faults
+
+    def restart_twice() -> tuple[list[tuple[str, ...]], int]:
+        file.write_text(store)
+        file.chmod(0o644)
+        main = daemon.start_in_background(
+            replace(options, workers=2, source=Source(file, required=True))
+        )
+        first = {worker["pid"] for worker in registered()}
+        file.write_text("depth = 3\n")
+        told = [ask(main)]
+        assert {worker["pid"] for worker in registered()} == first
+        file.write_text(store)
+        for _ in range(2):
+            old = {worker["pid"] for worker in registered()}
+            told.append(ask(main))
+            while old & {worker["pid"] for worker in registered()}:
+                time.sleep(0.01)
+            assert {worker["daemon"] for worker in registered()} == {main}
+            assert len(registered()) == 2
+        return told, stop(main)
+
+    monkeypatch.setattr(daemon, "execute", execute)
+    told, code = in_child(restart_twice)
+    assert told[0][0] == "The policy can't be used."
+    assert told[1:] == [(), ()]
+    assert code == Exit.DONE
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_policy_that_its_user_can_not_read_stops_the_start(options: Options) -> None:
+    file = options.policy.trust_store.parent / "ssad.toml"
+    error = refused(replace(options, source=Source(file, required=True)))
+    assert error.code == Exit.FAILED
+    assert str(error) == (
+        "The policy can't be used.\n"
+        f"{file}: The policy file can't be read: No such file or directory."
+    )
 
 
 @pytest.mark.usefixtures("kernel")

@@ -418,3 +418,15 @@ def test_renegotiation_is_not_offered(pki: Pki) -> None:
 
     with pytest.raises(SSL.Error, match="no renegotiation"):
         result.connection.renegotiate()
+
+
+@pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
+def test_the_policy_bounds_the_depth_of_servers_chains(pki: Pki, version: int) -> None:
+    # One certificate is between the server's and the trusted one.
+    for depth in (10, 1):
+        policy = Policy(trust_store=pki.root, verify_depth=depth)
+        shake_hands(start(pki, policy=policy), MemoryServer(context(pki.ecdsa, version=version)))
+    policy = Policy(trust_store=pki.root, verify_depth=0)
+    with pytest.raises(HandshakeError) as caught:
+        shake_hands(start(pki, policy=policy), MemoryServer(context(pki.ecdsa, version=version)))
+    assert "trust.depth" in caught.value.text

@@ -7,6 +7,7 @@ import os
 import pwd
 import resource
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,20 @@ def test_only_net_admin_is_kept_and_then_nothing() -> None:
     assert "0" not in after["Uid"].split()
     assert "0" not in after["Gid"].split()
     assert "0" not in after["Groups"].split()
+
+
+@pytest.mark.root
+def test_net_admin_can_be_passed_on_to_a_program_that_gives_up_the_rest() -> None:
+    def pass_on() -> list[str]:
+        privileges.keep_only_net_admin(None)
+        privileges.pass_on()
+        found = subprocess.run(
+            ["/bin/grep", "^Cap[PEI]", "/proc/self/status"], check=True, capture_output=True
+        ).stdout.decode()
+        privileges.keep_only_net_admin(None)
+        return [*found.split()[1::2], status()["CapInh"], status()["CapAmb"]]
+
+    assert in_child(pass_on) == [_NET_ADMIN] * 3 + [_NONE] * 2
 
 
 @pytest.mark.root

@@ -8,11 +8,13 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Self
 
 import pytest
@@ -24,7 +26,9 @@ from ssad.context import TicketContexts
 from ssad.policy import Policy
 from ssad.server import Server
 from ssad.wire import VALUE_PIECE_MAX, Attributes, Command, TlsOption, Transport
+from tests.peers.authority import Authority, sources
 from tests.peers.pki import HOST, OTHER_HOST, Pki
+from tests.peers.responder import responding
 from tests.unit.kernel import Handler, Kernel, Refusal
 
 # The machine that runs the tests may or may not have kernel TLS.
@@ -37,9 +41,11 @@ class Worker:
 
     kernel: Kernel
     server: Server
+    task: asyncio.Task[None]  # its run()
     endpoints: dict[int, socket.socket] = field(default_factory=dict)  # by request
     programs: list[socket.socket] = field(default_factory=list)  # ends of channels
     backlog: int = 100  # of every queue for accept()
+    switches: int = 0  # what it was told last
 
     def __post_init__(self) -> None:
         self.kernel.handlers[Command.ENDPOINT] = self._give_endpoint
@@ -47,9 +53,11 @@ class Worker:
         self.kernel.handlers[Command.ACCEPTED] = self._take_accepted
 
     def _give_endpoint(self, asked: Attributes) -> Attributes:
+        endpoint = self.endpoints[asked["request"]]
         return {
             "request": asked["request"],
-            "fd": os.dup(self.endpoints[asked["request"]].fileno()),
+            "fd": os.dup(endpoint.fileno()),
+            "family": endpoint.family,
         }
 
     def _take_program(self, completion: Attributes) -> Attributes:
@@ -65,14 +73,17 @@ class Worker:
         queued = len(self.programs)
         return {"socket": 1000 + queued, "queued": queued, "backlog": self.backlog}
 
-    async def listen(self, pki: Pki, socket_id: int = 1) -> int:
-        """Let a program listen with a certificate; return its port."""
+    async def listen(
+        self, pki: Pki, socket_id: int = 1, options: Mapping[TlsOption, bytes] | None = None
+    ) -> int:
+        """Let a program listen with a certificate and other options; return its port."""
         await self.open(socket_id)
-        for option, path in (
-            (TlsOption.TLS_CERTIFICATE_CHAIN, pki.ecdsa.chain),
-            (TlsOption.TLS_PRIVATE_KEY, pki.ecdsa.key),
+        for option, value in (
+            (TlsOption.TLS_CERTIFICATE_CHAIN, pki.ecdsa.chain.read_bytes()),
+            (TlsOption.TLS_PRIVATE_KEY, pki.ecdsa.key.read_bytes()),
+            *(options or {}).items(),
         ):
-            assert await self.set(option, path.read_bytes(), socket_id) == {"error": 0}
+            assert await self.set(option, value, socket_id) == {"error": 0}
         endpoint = socket.create_server(("127.0.0.1", 0))
         endpoint.settimeout(0)
         request = self.kernel.new_request()
@@ -97,11 +108,12 @@ class Worker:
         """Return the next completion, which must be that of this request."""
         completion = await asyncio.to_thread(self.kernel.next_of, Command.COMPLETE)
         assert completion.pop("request") == request
+        self.switches = completion.pop("switches", self.switches)
         return completion
 
-    async def open(self, socket_id: int = 1) -> None:
-        """Let a program make a socket."""
-        attributes: Attributes = {"socket": socket_id, "pid": 12, "uid": 1, "comm": "curl"}
+    async def open(self, socket_id: int = 1, uid: int = 1) -> None:
+        """Let a user's program make a socket."""
+        attributes: Attributes = {"socket": socket_id, "pid": 12, "uid": uid, "comm": "curl"}
         assert await self.ask(Command.SOCKET, attributes) == {"error": 0}
 
     async def set(self, option: TlsOption, value: bytes, socket_id: int = 1) -> Attributes:
@@ -150,7 +162,7 @@ async def working(policy: Policy) -> AsyncIterator[Worker]:
     with Kernel() as kernel:
         server = Server(kernel.link(), policy, TicketContexts(policy))
         task = asyncio.create_task(server.run())
-        worker = Worker(kernel, server)
+        worker = Worker(kernel, server, task)
         try:
             yield worker
         finally:
@@ -292,6 +304,30 @@ async def test_a_connection_is_relayed(worker: Worker, tls: ssl.SSLContext) -> N
         assert await received(program) == b""
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_session_is_resumed_by_who_wants_it(
+    worker: Worker, tls: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    tls.minimum_version = tls.maximum_version = version
+
+    async def resumed(*, reuse: int) -> int:
+        await worker.open()
+        await worker.set(TlsOption.TLS_HOSTNAME, HOST.encode())
+        await worker.set(TlsOption.TLS_SESSION_REUSE, struct.pack("=I", reuse))
+        completion = await worker.connect(listener.port)
+        assert "tickets" not in completion  # the module sees none on a channel
+        program = worker.programs.pop()
+        program.sendall(b"hello")
+        assert await received(program) == b"hello"
+        program.close()
+        worker.kernel.tell(Command.CLOSE, {"socket": 1})
+        return int(completion["resumed"])
+
+    async with Listener(tls) as listener:
+        found = [await resumed(reuse=reuse) for reuse in (0, 1, 1, 1, 0)]
+    assert found == [0, 0, 1, 1, 0]
+
+
 async def test_the_settings_are_forgotten_once_connected(
     worker: Worker, tls: ssl.SSLContext
 ) -> None:
@@ -309,6 +345,46 @@ async def test_a_wrong_name_is_eproto_with_a_sentence(worker: Worker, tls: ssl.S
         completion = await worker.connect(listener.port)
     assert completion["error"] == errno.EPROTO
     assert f"wants one for {OTHER_HOST}" in completion["text"]
+
+
+async def test_the_module_learns_what_getsockopt_gives(worker: Worker) -> None:
+    def value_of(option: TlsOption) -> int:
+        return worker.switches >> option - TlsOption.TLS_REVOCATION_CHECKS & 1
+
+    await worker.open()
+    assert (value_of(TlsOption.TLS_CRL_CHECKS), value_of(TlsOption.TLS_CACHED_REV_CHECKS)) == (0, 1)
+    await worker.set(TlsOption.TLS_CRL_CHECKS, struct.pack("=I", 1))
+    await worker.set(TlsOption.TLS_CACHED_REV_CHECKS, struct.pack("=I", 0))
+    assert (value_of(TlsOption.TLS_CRL_CHECKS), value_of(TlsOption.TLS_CACHED_REV_CHECKS)) == (1, 0)
+    before = worker.switches
+    weaker = await worker.set(TlsOption.TLS_OCSP_STAPLED_CHECKS, struct.pack("=I", 0))
+    assert weaker["error"] == errno.EPROTO
+    assert worker.switches == before
+
+
+async def test_a_certificate_that_was_revoked_is_refused_with_an_alert(
+    pki: Pki, tmp_path: Path
+) -> None:
+    ca, key = Authority.load(pki.intermediate), Authority.load(pki.ecdsa).key
+    policy = replace(POLICY, trust_store=pki.root, crl=True)
+    with responding() as responder:
+        certificate = ca.issue(*sources(crl_url=responder.url("/crl")), key=key)
+        identity = ca.identity(tmp_path, certificate, pki.ecdsa.key)
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(identity.chain, identity.key)
+        async with working(policy) as worker, Listener(server) as listener:
+            await worker.open(1)
+            await worker.set(TlsOption.TLS_HOSTNAME, HOST.encode(), 1)
+            responder.put("/crl", ca.crl({certificate: None}))
+            completion = await worker.connect(listener.port, 1)
+            assert completion["error"] == errno.EPROTO
+            assert "was revoked on" in completion["text"]
+            assert not listener.peers  # the server has never seen the end of the handshake
+            await worker.open(2)
+            await worker.set(TlsOption.TLS_HOSTNAME, HOST.encode(), 2)
+            await worker.set(TlsOption.TLS_CACHED_REV_CHECKS, bytes(4), 2)
+            responder.put("/crl", ca.crl())
+            assert (await worker.connect(listener.port, 2))["error"] == 0
 
 
 async def test_tcp_errors_come_through(worker: Worker) -> None:
@@ -372,6 +448,16 @@ async def test_a_caller_that_gave_up_during_the_handshake_gets_no_channel(
         await listener.peers[0].gone.wait()
 
 
+async def test_an_answer_that_the_module_can_not_take_is_followed_by_one_that_it_can(
+    worker: Worker,
+) -> None:
+    worker.kernel.handlers[Command.COMPLETE] = refusing(errno.ENOMEM)
+    assert await worker.ask(Command.SOCKET, {"socket": 1, "uid": 1}) == {"error": 0}
+    completion = await asyncio.to_thread(worker.kernel.next_of, Command.COMPLETE)
+    assert completion["error"] == errno.ECANCELED
+    assert "failed internally" in completion["text"]
+
+
 async def test_many_connects_at_once(worker: Worker, tls: ssl.SSLContext) -> None:
     count = 100
     for socket_id in range(1, count + 1):
@@ -424,6 +510,7 @@ _FROM_THE_KERNEL = [
     Command.CONNECT,
     Command.CLOSE,
     Command.NOTIFY,
+    Command.TICKET,
 ]
 
 
@@ -445,7 +532,7 @@ def messages(draw: st.DrawFn) -> tuple[Command, Attributes]:
     return command, found
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(messages(), max_size=20))
 def test_whatever_is_asked_each_request_has_one_completion(
     asked: list[tuple[Command, Attributes]],
@@ -456,7 +543,7 @@ def test_whatever_is_asked_each_request_has_one_completion(
             waiting = set()
             for command, attributes in asked:
                 message = attributes
-                if command not in (Command.CLOSE, Command.NOTIFY):
+                if command not in (Command.CLOSE, Command.NOTIFY, Command.TICKET):
                     request = worker.kernel.new_request()
                     waiting.add(request)
                     message = {"request": request, **attributes}
@@ -549,10 +636,24 @@ async def test_closing_a_listener_ends_handshakes_under_way(worker: Worker, pki:
     writer.close()
 
 
-async def test_a_worker_that_stops_lets_handshakes_finish(
-    worker: Worker, pki: Pki, trusting: ssl.SSLContext
-) -> None:
-    port = await worker.listen(pki)
+@dataclass
+class Half:
+    """A client that has the server's first flight, and has not answered it."""
+
+    tls: ssl.SSLObject
+    client: ssl.MemoryBIO
+    theirs: ssl.MemoryBIO
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def finish(self) -> None:
+        """Send the client's second flight."""
+        self.tls.do_handshake()
+        self.writer.write(self.client.read())
+
+
+async def begin_handshake(port: int, trusting: ssl.SSLContext) -> Half:
+    """Do the first half of a handshake."""
     client, theirs = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = trusting.wrap_bio(theirs, client, server_hostname=HOST)
     with contextlib.suppress(ssl.SSLWantReadError):
@@ -560,11 +661,81 @@ async def test_a_worker_that_stops_lets_handshakes_finish(
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(client.read())
     theirs.write(await reader.read(65536))
+    return Half(tls, client, theirs, reader, writer)
+
+
+async def test_a_worker_that_stops_lets_handshakes_finish(
+    worker: Worker, pki: Pki, trusting: ssl.SSLContext
+) -> None:
+    port = await worker.listen(pki)
+    half = await begin_handshake(port, trusting)
     worker.server.stop()
-    tls.do_handshake()
-    writer.write(client.read())
+    half.finish()
     assert (await worker.accepted())["error"] == 0
-    writer.close()
+    half.writer.close()
+
+
+async def test_a_worker_that_leaves_finishes_what_it_has_begun_and_ends(
+    worker: Worker, pki: Pki, trusting: ssl.SSLContext
+) -> None:
+    owed = [3, 1, 0]
+    worker.kernel.handlers[Command.LEAVE] = lambda _: {"pending": owed.pop(0)}
+    port = await worker.listen(pki)
+    half = await begin_handshake(port, trusting)
+    worker.server.leave(60)
+    while owed:
+        await asyncio.to_thread(worker.kernel.next_of, Command.LEAVE)
+    # Whoever comes now is another worker's. What the module asks for all the same is done.
+    _, late = await asyncio.open_connection("127.0.0.1", port)
+    await worker.open(2)
+    half.finish()
+    assert (await worker.accepted())["error"] == 0
+    (program,) = worker.programs
+    program.sendall(b"still relayed")
+    found = b""
+    while not found:
+        half.theirs.write(await half.reader.read(65536))
+        with contextlib.suppress(ssl.SSLWantReadError):  # tickets come first
+            found = half.tls.read(100)
+    assert found == b"still relayed"
+    assert not worker.task.done()
+    program.shutdown(socket.SHUT_WR)
+    half.writer.close()
+    await asyncio.wait_for(asyncio.shield(worker.task), 20)
+    late.close()
+
+
+async def test_what_does_not_end_in_time_is_ended(worker: Worker, tls: ssl.SSLContext) -> None:
+    open_when_told: list[bool] = []
+
+    def hear_of_the_end(_: Attributes) -> Attributes:
+        (program,) = worker.programs
+        open_when_told.append(not select.select([program], [], [], 0)[0])
+        return {}
+
+    worker.kernel.handlers[Command.LEAVE] = lambda _: {"pending": 0}
+    worker.kernel.handlers[Command.END_OF_STREAM] = hear_of_the_end
+    await worker.open()
+    await worker.set(TlsOption.TLS_HOSTNAME, HOST.encode())
+    async with Listener(tls) as listener:
+        assert (await worker.connect(listener.port))["error"] == 0
+        worker.server.leave(0.1)
+        end = await asyncio.to_thread(worker.kernel.next_of, Command.END_OF_STREAM)
+        assert end["error"] == errno.ECONNRESET
+        await asyncio.wait_for(asyncio.shield(worker.task), 20)
+    # Else the program could see an end without its reason.
+    assert open_when_told == [True]
+
+
+async def test_a_worker_without_successors_stays(worker: Worker) -> None:
+    def refuse(_: Attributes) -> Attributes:
+        raise Refusal(errno.EBUSY, "there is no other worker that stays")
+
+    worker.kernel.handlers[Command.LEAVE] = refuse
+    worker.server.leave(60)
+    for _ in range(3):
+        await asyncio.to_thread(worker.kernel.next_of, Command.LEAVE)
+    await worker.open()
 
 
 async def test_what_came_with_the_answer_to_register_is_not_forgotten(pki: Pki) -> None:
@@ -581,7 +752,7 @@ async def test_what_came_with_the_answer_to_register_is_not_forgotten(pki: Pki) 
         server = Server(link, policy, TicketContexts(policy))
         task = asyncio.create_task(server.run())
         completion = await asyncio.to_thread(kernel.next_of, Command.COMPLETE)
-        assert completion == {"request": 1, "error": 0}
+        assert (completion["request"], completion["error"]) == (1, 0)
         server.stop()
         await task
 

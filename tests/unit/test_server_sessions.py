@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -243,3 +244,81 @@ def _serve_and_exit(sock: socket.socket, settings: Settings, tickets: TicketCont
         code = 0
     finally:
         os._exit(code)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"program_trust": False},
+        {"verify_depth": 9},
+        {"session_timeout": 60},
+        {"crl": True},
+        {"ciphers13": "TLS_AES_256_GCM_SHA384", "ciphers12": "ECDHE-ECDSA-AES256-GCM-SHA384"},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_session_does_not_outlive_the_policy_it_began_under(
+    pki: Pki, version: int, changed: dict[str, Any]
+) -> None:
+    policy = Policy(trust_store=pki.root)
+    settings = settings_of(pki.ecdsa, request_peer_auth=AUTH_OPTIONAL)
+    tickets = TicketContexts(policy)
+    client = MemoryClient(client_context(version=version, identity=pki.client))
+    serve(listen(settings, policy, tickets), client)
+
+    other = replace(policy, **changed)
+    tickets.apply(other)
+    client = client.again()
+    changed_over = serve(listen(settings, other, tickets), client)
+    again = serve(listen(settings, other, tickets), client.again())
+
+    # With revocation to check, the client's issuers are needed each time: there are no sessions.
+    resumable = not (other.ocsp or other.crl)
+    assert (changed_over.resumed, again.resumed) == (False, resumable)
+
+
+def test_a_session_of_a_version_that_is_allowed_no_more_is_refused(pki: Pki) -> None:
+    tickets = TicketContexts(Policy())
+    client = MemoryClient(client_context(version=TLS_1_2))
+    serve(listen(settings_of(pki.ecdsa), Policy(), tickets), client)
+
+    other = Policy(version_min=TLS_1_3)
+    tickets.apply(other)
+
+    with pytest.raises(HandshakeError, match=r"the policy wants TLS 1\.3"):
+        serve(listen(settings_of(pki.ecdsa), other, tickets), client.again())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_session_goes_on_under_a_policy_that_says_nothing_of_sessions(
+    pki: Pki, version: int
+) -> None:
+    tickets = TicketContexts(Policy())
+    client = MemoryClient(client_context(version=version))
+    serve(listen(settings_of(pki.ecdsa), Policy(), tickets), client)
+
+    other = Policy(close_timeout=1, transport="channel", handshakes_total=1)
+    tickets.apply(other)
+
+    assert serve(listen(settings_of(pki.ecdsa), other, tickets), client.again()).resumed
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_the_policy_bounds_the_depth_of_clients_chains(pki: Pki, version: int, depth: int) -> None:
+    policy = Policy(trust_store=pki.root)
+    tickets = TicketContexts(policy)
+    settings = settings_of(pki.ecdsa, request_peer_auth=AUTH_REQUIRED)
+    client = MemoryClient(client_context(version=version, identity=pki.client))
+    serve(listen(settings, policy, tickets), client)
+
+    # One certificate is between the client's and the trusted one.
+    policy = replace(policy, verify_depth=depth)
+    tickets.apply(policy)
+    client = MemoryClient(client_context(version=version, identity=pki.client))
+    if depth:
+        assert serve(listen(settings, policy, tickets), client).peer_identity == f"CN={CLIENT}"
+    else:
+        with pytest.raises(HandshakeError, match=r"trust\.depth"):
+            serve(listen(settings, policy, tickets), client)

@@ -572,7 +572,7 @@ def test_settings_that_leave_nothing_to_offer_stop_the_connect() -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-@pytest.mark.parametrize("option", [TlsOption.TLS_SESSION_TTL, TlsOption.TLS_PEER_IDENTITY])
+@pytest.mark.parametrize("option", [TlsOption.TLS_RESUMED_SESSION, TlsOption.TLS_PEER_IDENTITY])
 def test_other_options_are_not_implemented(option: TlsOption) -> None:
     assert refusal(Settings(), option, u32(1), POLICY).errno == errno.ENOPROTOOPT
     with pytest.raises(Refused) as caught:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -61,17 +62,17 @@ class Main:
 
 
 @contextmanager
-def main_process(count: int, work: Callable[[Ready, Say], None]) -> Iterator[Main]:
+def _running(make: Callable[[Say], Supervisor]) -> Iterator[Main]:
     """Run a supervisor in a process of its own. It says its failure, as its workers do."""
     read_end, write_end = os.pipe()
 
     def say(text: str) -> None:
-        os.write(write_end, f"{text}\n".encode())
+        _write(write_end, text)
 
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
-        _be_main(lambda: Supervisor(count, lambda ready: work(ready, say)), say)
+        _be_main(lambda: make(say), say)
     os.close(write_end)
     # Not buffered: select() has to tell about every line.
     with os.fdopen(read_end, "rb", buffering=0) as news:
@@ -82,6 +83,11 @@ def main_process(count: int, work: Callable[[Ready, Say], None]) -> Iterator[Mai
             if main.status is None:
                 main.send(signal.SIGKILL)
                 main.end()
+
+
+def main_process(count: int, work: Callable[[Ready, Say], None]) -> AbstractContextManager[Main]:
+    """Run a supervisor of so many workers."""
+    return _running(lambda say: Supervisor(count, lambda ready, _: work(ready, say)))
 
 
 def _be_main(make: Callable[[], Supervisor], say: Say) -> NoReturn:
@@ -332,7 +338,7 @@ def test_a_worker_has_no_descriptor_of_the_main_process_or_of_another_worker() -
     def tell(ready: Ready, say: Say) -> None:
         on_signals({signal.SIGTERM: leave})
         ready()
-        # One more is the pipe to this test.
+        # Two more are the pipe to this test, and the socket to the main process.
         say(str(len(open_files() - before)))
         wait()
 
@@ -340,7 +346,7 @@ def test_a_worker_has_no_descriptor_of_the_main_process_or_of_another_worker() -
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
-        made = Supervisor(3, lambda ready: tell(ready, lambda text: _write(write_end, text)))
+        made = Supervisor(3, lambda ready, _: tell(ready, lambda text: _write(write_end, text)))
         made.start([private, private_too])
         os.close(private)
         os.close(private_too)
@@ -349,9 +355,243 @@ def test_a_worker_has_no_descriptor_of_the_main_process_or_of_another_worker() -
     for number in (write_end, private, private_too):
         os.close(number)
     with os.fdopen(read_end, "rb") as news:
-        assert [int(news.readline()) for _ in range(3)] == [1, 1, 1]
+        assert [int(news.readline()) for _ in range(3)] == [2, 2, 2]
         os.kill(pid, signal.SIGTERM)
         assert os.waitpid(pid, 0)[1] == 0
+
+
+def run_with(work: supervisor.Work, on_hangup: supervisor.OnHangup) -> int:
+    """Run a supervisor of two workers in a process of its own; return its pid."""
+    pid = os.fork()
+    if pid == 0:
+        _be_main(lambda: Supervisor(2, work, on_hangup), lambda text: _write(2, text))
+    return pid
+
+
+def test_sighup_reaches_every_worker_through_the_main_process_and_late_ones_are_killed() -> None:
+    read_end, write_end = os.pipe()
+
+    def answer(ready: Ready, control: socket.socket) -> None:
+        on_signals({signal.SIGTERM: leave, HURRY: leave})
+        ready()
+        _write(write_end, "ready")
+        while True:
+            select.select([control], [], [])
+            control.send(control.recv(100) + b" " + str(os.getpid()).encode())
+
+    def ask(workers: Mapping[int, socket.socket], _: Callable[[], bool]) -> list[int]:
+        for link in workers.values():
+            link.send(b"pid")
+        pids = [*workers]
+        for pid, link in workers.items():
+            select.select([link], [], [])
+            assert link.recv(100) == f"pid {pid}".encode()
+        _write(write_end, " ".join(map(str, pids)))
+        return pids[:1]
+
+    main = run_with(answer, ask)
+    with os.fdopen(read_end, "rb", buffering=0) as news:
+
+        def said() -> str:
+            return news.readline().decode().strip()
+
+        assert [said(), said()] == ["ready"] * 2
+        seen: list[str] = []
+        for _ in range(3):
+            os.kill(main, signal.SIGHUP)
+            pids = said().split()
+            assert len(set(pids)) == 2
+            seen += pids
+            assert said() == "ready"  # another one in the place of the one that was killed
+        assert len(set(seen)) == 4
+        os.kill(main, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(main, 0)[1]) == Exit.DONE
+    os.close(write_end)
+
+
+def test_sighup_to_a_worker_does_nothing_and_one_to_the_main_process_ends_nobody() -> None:
+    with main_process(2, obedient) as main:
+        pids = {main.worker(), main.worker()}
+        for pid in pids:
+            os.kill(pid, signal.SIGHUP)
+        main.send(signal.SIGHUP)
+        with pidfds_of(pids) as workers:
+            assert not select.select(workers, [], [], 0.2)[0]
+        main.ends_well()
+
+
+def test_a_stop_that_comes_during_a_change_is_noticed() -> None:
+    read_end, write_end = os.pipe()
+
+    def idle(ready: Ready, _: socket.socket) -> None:
+        on_signals({signal.SIGTERM: leave, HURRY: leave})
+        ready()
+        _write(write_end, "ready")
+        wait()
+
+    def change(_: Mapping[int, socket.socket], stopping: Callable[[], bool]) -> list[int]:
+        _write(write_end, f"changing {stopping()}")
+        while not stopping():
+            time.sleep(0.01)
+        _write(write_end, "stopping")
+        return []
+
+    main = run_with(idle, change)
+    with os.fdopen(read_end, "rb", buffering=0) as news:
+        assert [news.readline() for _ in range(2)] == [b"ready\n"] * 2
+        os.kill(main, signal.SIGHUP)
+        assert news.readline() == b"changing False\n"
+        os.kill(main, signal.SIGTERM)
+        assert news.readline() == b"stopping\n"
+        assert os.waitstatus_to_exitcode(os.waitpid(main, 0)[1]) == Exit.DONE
+    os.close(write_end)
+
+
+class Succession:
+    """A restart whose new program is another supervisor in the same process."""
+
+    def __init__(self, say: Say, *, trial_status: int = 0, new: supervisor.Work) -> None:
+        self.trial: int | None = None
+        self._say = say
+        self._status = trial_status
+        self._new = new
+
+    def begin(self) -> None:
+        self._say("trial")
+        self.trial = os.fork()
+        if self.trial == 0:
+            os._exit(self._status)
+
+    def end(self, status: int, workers: Mapping[int, socket.socket]) -> None:
+        self.trial = None
+        self._say(f"status {os.waitstatus_to_exitcode(status)}")
+        if status:
+            return
+        made = Supervisor(2, self._new, restart=self, old=workers)
+        try:
+            made.start()
+        except CommandError as error:
+            self._say(str(error))
+            made.keep_old()
+        else:
+            made.retire_old(0.2)
+        made.run()
+        os._exit(0)
+
+
+def restartable(
+    old: Callable[[Say], supervisor.Work], new: Callable[[Say], supervisor.Work], status: int = 0
+) -> AbstractContextManager[Main]:
+    """Run a supervisor of two workers that can be restarted."""
+
+    def make(say: Say) -> Supervisor:
+        succession = Succession(say, trial_status=status, new=new(say))
+        return Supervisor(2, old(say), restart=succession)
+
+    return _running(make)
+
+
+def heeding(name: str, *, heeds: bool = True) -> Callable[[Say], supervisor.Work]:
+    """Return what makes workers that end when they are told to leave."""
+
+    def make(say: Say) -> supervisor.Work:
+        def work(ready: Ready, control: socket.socket) -> None:
+            on_signals({signal.SIGTERM: leave, HURRY: leave})
+            ready()
+            say(f"{name} {os.getpid()}")
+            select.select([control], [], [])
+            said = control.recv(100).decode()
+            say(f"{name} hears {said}")
+            if not heeds:
+                wait()
+
+        return work
+
+    return make
+
+
+def unable(_: Say) -> supervisor.Work:
+    def work(_ready: Ready, _control: socket.socket) -> None:
+        raise CommandError(Exit.FAILED, "New ones can't be.")
+
+    return work
+
+
+def pids_of(main: Main, name: str) -> set[int]:
+    """Return the pids of two workers, from the next two lines."""
+    found = [main.line().split() for _ in range(2)]
+    assert [line[0] for line in found] == [name] * 2
+    return {int(line[1]) for line in found}
+
+
+def test_a_restart_starts_new_workers_and_then_has_the_old_ones_leave() -> None:
+    with restartable(heeding("old"), heeding("new")) as main:
+        old = pids_of(main, "old")
+        with pidfds_of(old) as ends:
+            main.send(supervisor.RESTART)
+            assert [main.line(), main.line()] == ["trial", "status 0"]
+            lines = [main.line().split() for _ in range(4)]
+            assert [line[0] for line in lines].count("new") == 2
+            assert sum(line[1:] == ["hears", "leave", "0", "0.2"] for line in lines) == 2
+            assert ended(ends)
+        # Those that left are not replaced, and another restart is possible.
+        main.send(supervisor.RESTART)
+        assert [main.line(), main.line()] == ["trial", "status 0"]
+        for _ in range(4):
+            main.line()
+        main.ends_well()
+
+
+def test_an_old_worker_that_does_not_leave_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_STOP_TIMEOUT", 0.2)
+    with restartable(heeding("old", heeds=False), heeding("new")) as main:
+        with pidfds_of(pids_of(main, "old")) as ends:
+            main.send(supervisor.RESTART)
+            for _ in range(6):
+                main.line()
+            assert ended(ends)
+        main.ends_well()
+
+
+def test_stopping_ends_old_workers_as_well() -> None:
+    with (
+        restartable(heeding("old", heeds=False), heeding("new")) as main,
+        pidfds_of(pids_of(main, "old")) as ends,
+    ):
+        main.send(supervisor.RESTART)
+        for _ in range(6):
+            main.line()
+        main.ends_well()
+        assert ended(ends)
+
+
+def test_a_trial_that_fails_changes_nothing() -> None:
+    with restartable(heeding("old"), heeding("new"), status=1) as main:
+        old = pids_of(main, "old")
+        main.send(supervisor.RESTART)
+        assert [main.line(), main.line()] == ["trial", "status 1"]
+        os.kill(old.pop(), signal.SIGKILL)
+        assert main.line().startswith("old ")
+        main.ends_well()
+
+
+def test_without_new_workers_the_old_ones_go_on() -> None:
+    with restartable(heeding("old"), unable) as main:
+        with pidfds_of(pids_of(main, "old")) as ends:
+            main.send(supervisor.RESTART)
+            assert [main.line(), main.line()] == ["trial", "status 0"]
+            assert main.line() == "New ones can't be."
+            assert not select.select(ends, [], [], 0.3)[0]
+        main.ends_well()
+
+
+def test_a_signal_to_restart_does_nothing_to_a_worker() -> None:
+    with main_process(1, obedient) as main:
+        worker = main.worker()
+        os.kill(worker, supervisor.RESTART)
+        with pidfds_of({worker}) as ends:
+            assert not select.select(ends, [], [], 0.2)[0]
+        main.ends_well()
 
 
 def _write(number: int, text: str) -> None:
