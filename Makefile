@@ -8,18 +8,19 @@ STEP := $(PYTHON) tools/step.py
 VM := $(PYTHON) -m vm
 RESULTS := build/results
 JOBS := $(shell nproc)
-SHELL_SCRIPTS := .ci/run $(wildcard tools/*.sh vm/*.sh) vm/boot/udevadm
+SHELL_SCRIPTS := .ci/run $(wildcard tools/*.sh vm/*.sh examples/*.sh) vm/boot/udevadm
 
 # Ordinary users leave out the few unit tests that only root can run.
 MARKED := $(if $(filter 0,$(shell id -u)),,-m 'not root')
 
-# make test-vm-6.12 TESTS='tests/system/test_peers.py -k nginx'
-TESTS := tests/system
+# make test-vm-6.12 TESTS='tests/system/test_peers.py -k nginx'; TESTS=tests/system has the long ones too
+TESTS := tests/system -m 'not long'
+DEADLINE := 4800
 # make shell KERNEL=6.1
 KERNEL := 6.12
 
 help: ## say what there is (this)
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup: ## install packages and make .venv, whatever of it is missing
 	@tools/setup.sh
@@ -27,11 +28,11 @@ setup: ## install packages and make .venv, whatever of it is missing
 demo: setup ## show the whole thing at work, in a virtual machine
 	@$(VM) run --kernel 6.12 --results $(RESULTS)/demo --deadline 900 -- python -m vm.demo
 
-test: setup ## run every check and every test, on both kernels
-	@rm -rf $(RESULTS)/steps $(RESULTS)/*.xml $(RESULTS)/test-*
+test: setup ## run every check and every test, on two kernels and in part on a debug kernel
+	@rm -rf $(RESULTS)/steps $(RESULTS)/*.xml $(RESULTS)/test-* $(RESULTS)/fuzz-*
 	@status=0; \
-	$(MAKE) -k -j$(JOBS) --no-print-directory lint unit build || status=1; \
-	$(MAKE) -k -j$(JOBS) --no-print-directory test-vm test-runner || status=1; \
+	$(MAKE) -k -j$(JOBS) --no-print-directory lint unit build build-debug || status=1; \
+	$(MAKE) -k -j$(JOBS) --no-print-directory test-vm test-core fuzz-6.12 test-runner || status=1; \
 	$(STEP) --total && exit $$status
 
 lint: lint-python lint-shell lint-kmod lint-generated ## check style, types and the module's sources
@@ -45,7 +46,8 @@ lint-shell: setup
 	@$(STEP) shellcheck shellcheck $(SHELL_SCRIPTS)
 
 lint-kmod: setup $(KERNELS:%=lint-sparse-%)
-	@$(STEP) "checkpatch --strict" tools/checkpatch.sh kmod/*.[ch] examples/*.c
+	@$(STEP) "checkpatch --strict" tools/checkpatch.sh kmod/*.[ch] examples/*.c examples/*/*.c \
+		tests/vm/faulty/*.c
 
 # A build of its own, for every file is compiled again.
 lint-sparse-%: setup
@@ -66,15 +68,35 @@ build-%: setup
 
 test-vm: $(KERNELS:%=test-vm-%) ## run the system tests in virtual machines
 
+# in-guest KERNEL,RESULTS,TESTS: pytest in a guest, which leaves what it counts for the total
+in-guest = $(STEP) --live --junit $(RESULTS)/$2/junit.xml "$2" \
+	$(VM) run --kernel $1 --results $(RESULTS)/$2 --deadline $(DEADLINE) \
+	--env FUZZ_SEED --env FUZZ_MESSAGES --env FUZZ_SECONDS -- \
+	python -m pytest --junitxml=$(RESULTS)/$2/junit.xml -p no:cacheprovider --color=no $3
+
 test-vm-%: setup clients
-	@$(STEP) --live --junit $(RESULTS)/test-$*/junit.xml "vm $*" \
-		$(VM) run --kernel $* --results $(RESULTS)/test-$* --deadline 3600 -- \
-		python -m pytest --junitxml=$(RESULTS)/test-$*/junit.xml \
-			-p no:cacheprovider --color=no $(TESTS)
+	@$(call in-guest,$*,test-$*,$(TESTS))
+
+test-core: setup clients ## run on the debug kernel what it is for: faults and races
+	@$(call in-guest,debug,$@,tests/debug -m 'not long')
+
+# make fuzz-debug FUZZ_SEED=7 FUZZ_SECONDS=3600 DEADLINE=0
+fuzz-%: setup clients ## send and call at random: FUZZ_SEED, FUZZ_MESSAGES, FUZZ_SECONDS
+	@$(call in-guest,$*,fuzz-$*,--verbose tests/fuzz)
+
+test-debug: setup ## build the debug kernel, and run everything on it, which takes hours
+	@status=0; \
+	$(PYTHON) -m pytest --quiet tests/vm/test_debug_kernel.py || status=1; \
+	for tests in tests/debug tests/system; do \
+		$(MAKE) --no-print-directory test-vm-debug TESTS=$$tests DEADLINE=0 || status=1; \
+	done; \
+	$(MAKE) --no-print-directory fuzz-debug DEADLINE=0 || status=1; \
+	exit $$status
 
 test-runner: setup ## have the runner's guests fail in every way
 	@$(STEP) --junit $(RESULTS)/runner.xml "tests of the runner" \
-		$(PYTHON) -m pytest --quiet --junitxml=$(RESULTS)/runner.xml tests/vm
+		$(PYTHON) -m pytest --quiet --junitxml=$(RESULTS)/runner.xml \
+			tests/vm/test_runner.py
 
 clients: setup
 	@$(MAKE) --silent -C tests/peers
@@ -85,6 +107,10 @@ shell: setup ## open a shell in a virtual machine, module and daemon up
 bench: setup ## measure, and print and store one table
 	@$(PYTHON) -m tests.bench
 
+install uninstall: ## put the module, its headers and the man pages into the system (DESTDIR); take them away
+	@$(MAKE) -C kmod $@
+	@$(MAKE) -C man $@
+
 style: setup ## format what can be formatted
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
@@ -93,4 +119,4 @@ clean: ## remove what was built
 	rm -rf build
 
 .PHONY: help setup demo test lint lint-python lint-shell lint-kmod lint-generated unit build \
-	test-vm test-runner clients shell bench style clean
+	test-vm test-core test-debug test-runner clients shell bench install uninstall style clean

@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from vm import accel, guest, kernels, module
+from vm import accel, coverage, debug, guest, kernels, module
 from vm.errors import RunnerError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,10 +25,12 @@ _kernel = click.option(
     "name",
     default=kernels.TESTED[-1],
     show_default=True,
-    help="A series, as 6.12, or a whole release.",
+    help=f"A series, as 6.12, a whole release, or {debug.NAME}.",
 )
 _cpus = click.option("--cpus", default=2, show_default=True, help="Virtual CPUs.")
-_memory = click.option("--memory", default="2G", show_default=True, help="Memory.")
+_memory = click.option(
+    "--memory", help="Memory; 2G if not given, and 4G for the debug kernel, which keeps books."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,10 +43,10 @@ def main() -> None:
 @click.option("--into", type=click.Path(path_type=Path), help="Folder to build in.")
 @click.argument("arguments", nargs=-1)
 def build(name: str, into: Path | None, arguments: tuple[str, ...]) -> None:
-    """Build the module for a kernel. ARGUMENTS go to make."""
-    kernel = kernels.find(name)
-    output = into or BUILD / f"kmod-{kernel.release}"
-    module.build(kernel, ROOT / "kmod", output.absolute(), arguments)
+    """Build the module, and the example that uses it, for a kernel. ARGUMENTS go to make."""
+    kernel = _find(name)
+    output = into or _output(kernel)
+    _build(kernel, output.absolute(), arguments)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -65,7 +68,7 @@ def build(name: str, into: Path | None, arguments: tuple[str, ...]) -> None:
 def run(
     name: str,
     cpus: int,
-    memory: str,
+    memory: str | None,
     icount: bool,  # noqa: FBT001 - click calls this, by name
     deadline: int,
     results: Path | None,
@@ -83,6 +86,8 @@ def run(
     outcome = guest.run(machine, command, _environment(passed), deadline)
     for complaint in outcome.complaints:
         say(complaint)
+    if covered := coverage.table(_output(machine.kernel), results):
+        say(f"the part of the module that was executed:\n{covered}")
     sys.exit(FAILED if outcome.complaints or outcome.status is None else outcome.status)
 
 
@@ -90,7 +95,7 @@ def run(
 @_kernel
 @_cpus
 @_memory
-def shell(name: str, cpus: int, memory: str) -> None:
+def shell(name: str, cpus: int, memory: str | None) -> None:
     """Open a shell in a guest, module and daemon up. Leave it with exit."""
     machine = _machine(name, BUILD / "results" / f"shell-{name}", cpus=cpus, memory=memory)
     say(f"the kernel's log goes to {machine.kernel_log}; leave the shell with exit")
@@ -99,12 +104,12 @@ def shell(name: str, cpus: int, memory: str) -> None:
 
 
 def _machine(
-    name: str, results: Path, *, cpus: int, memory: str, icount: bool = False
+    name: str, results: Path, *, cpus: int, memory: str | None, icount: bool = False
 ) -> guest.Machine:
-    kernel = kernels.find(name)
-    output = BUILD / f"kmod-{kernel.release}"
+    kernel = _find(name)
+    output = _output(kernel)
     say(f"building the module for {kernel.release}")
-    built = module.build(kernel, ROOT / "kmod", output, ["--silent"])
+    built = _build(kernel, output, ["--silent"])
     modules = module.tree(kernel, built, BUILD / f"modules-{kernel.release}")
     # Instructions can be counted only where they are emulated.
     kvm = not icount and accel.kvm_works(kernel, BUILD / "accel")
@@ -115,9 +120,32 @@ def _machine(
         modules=modules,
         results=results,
         cpus=1 if icount else cpus,
-        memory=memory,
+        memory=memory or ("4G" if kernel.debug else "2G"),
         icount=icount,
     )
+
+
+def _find(name: str) -> kernels.Kernel:
+    return debug.kernel() if name == debug.NAME else kernels.find(name)
+
+
+def _output(kernel: kernels.Kernel) -> Path:
+    """Where the module is built for a kernel."""
+    return BUILD / f"kmod-{kernel.release}"
+
+
+def _build(kernel: kernels.Kernel, output: Path, arguments: Sequence[str]) -> list[Path]:
+    """Build all modules there are; the paths of their .ko files."""
+    if kernel.debug:
+        arguments = ["SSA_DEBUG=y", *arguments]
+    headers = ROOT / "kmod"
+    example = ROOT / "examples/kernel"
+    return [
+        module.build(kernel, headers, output, arguments),
+        module.build(
+            kernel, example, output / "example", [f"IN_TLS={headers}", *arguments], "tls_example"
+        ),
+    ]
 
 
 def _environment(passed: tuple[str, ...]) -> dict[str, str]:

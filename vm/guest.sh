@@ -5,10 +5,12 @@
 # What a guest does: guest.sh RESULTS MODULES SECONDS
 #
 # Runs as root, started by virtme-ng's init. Lays a layer in memory over the host's root, loads the
-# module from the tree MODULES, and runs RESULTS/command, for SECONDS at most (0: as long as it
-# likes). What the runner reads afterwards are files in RESULTS: `up` when the command is started,
-# `late` if it was stopped at the deadline, `in-use` if it left something behind that holds the
-# module, and at last `status`. If anything else fails there is no status.
+# module from the trees MODULES (divided by colons, the upper first), and runs RESULTS/command, for
+# SECONDS at most (0: as long as it likes). What the runner reads afterwards are files in RESULTS:
+# `up` when the command is started, `late` if it was stopped at the deadline, `in-use` if it left
+# something behind that holds the module, and at last `status`. If anything else fails there is no
+# status. On a debug kernel, memory that has leaked is told in the kernel's log, and what was run of
+# the module is left in RESULTS/coverage.
 #
 # Busybox does most of it without starting programs, which come slowly from virtme-ng's root.
 set -eu
@@ -35,8 +37,16 @@ pivot_root . mnt
 umount -l /mnt
 cd /
 
+# The daemon's user has to find the program, wherever it is. It is the layer that is changed.
+dir=$0
+while [ "$dir" != / ]; do
+	dir=$(dirname "$dir")
+	chmod o+x "$dir"
+done
+
 mount -t 9p -o "rw,$share" results "$results"
-mount -t overlay -o "lowerdir=$modules:/lib/modules/$(uname -r)" modules "/lib/modules/$(uname -r)"
+mkdir -p "/lib/modules/$(uname -r)"
+mount -t overlay -o "lowerdir=$modules" modules "/lib/modules/$(uname -r)"
 
 # A file system in memory for temporary files; /tmp itself may hold the files of the host's user.
 export TMPDIR=/dev/shm
@@ -44,6 +54,10 @@ export RESULTS="$results"
 ip link set dev lo up
 prlimit --pid $$ --nofile=65536
 /sbin/modprobe ssa
+debug=/sys/kernel/debug
+if [ -e $debug/kmemleak ]; then
+	echo clear >$debug/kmemleak
+fi
 
 touch "$results/up"
 status=0
@@ -53,9 +67,26 @@ if [ "$status" -eq 124 ] && [ "$seconds" -gt 0 ]; then
 	echo w >/proc/sysrq-trigger
 	echo l >/proc/sysrq-trigger
 	touch "$results/late"
-elif [ "$status" -eq 0 ]; then
+fi
+if [ -d $debug/gcov ]; then
+	mkdir "$results/coverage"
+	find $debug/gcov -name '*.gcda' | while read -r counts; do
+		cat "$counts" >"$results/coverage/${counts##*/}"
+	done
+fi
+if [ "$status" -eq 0 ]; then
 	# A command that leaves a socket behind holds the module.
 	/sbin/modprobe -r ssa || touch "$results/in-use"
+fi
+if [ -e $debug/kmemleak ]; then
+	# It leaves out what is younger than five seconds, and may take what moves meanwhile for leaked
+	# until the next scan.
+	sleep 6
+	echo scan >$debug/kmemleak
+	echo scan >$debug/kmemleak
+	while read -r line; do
+		echo "$line"
+	done <$debug/kmemleak >/dev/kmsg
 fi
 sync
 echo "$status" >"$results/status.new"

@@ -21,6 +21,7 @@ class Kernel:
     release: str  # as uname -r prints it
     image: Path
     modules: Path
+    debug: bool = False  # with everything that reports what a module does wrong, and slow
 
     @property
     def build(self) -> Path:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Builds the module for a kernel, and a module tree in which that kernel's modprobe finds it.
+"""Builds modules for a kernel, and a module tree in which that kernel's modprobe finds them.
 
 Kbuild writes its objects beside the sources, so each kernel gets a copy of them; two kernels can
 then be built at once, and neither build makes the other start again.
@@ -24,8 +24,10 @@ NAME = "ssa"
 _SBIN = Path("/usr/sbin")  # not on everybody's PATH
 
 
-def build(kernel: Kernel, source: Path, output: Path, arguments: Sequence[str] = ()) -> Path:
-    """Make the module from the folder `source` in the folder `output`; the path of the .ko file.
+def build(
+    kernel: Kernel, source: Path, output: Path, arguments: Sequence[str] = (), name: str = NAME
+) -> Path:
+    """Make a module from the folder `source` in the folder `output`; the path of the .ko file.
 
     `arguments` go to make. Its output is the caller's; RunnerError if it fails.
     """
@@ -36,26 +38,26 @@ def build(kernel: Kernel, source: Path, output: Path, arguments: Sequence[str] =
         # What a make above us was told, -j and variables, is not for this one.
         environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
         if subprocess.run(command, env=environment, check=False).returncode != 0:
-            raise RunnerError(f"The module could not be built for {kernel.release}: see above.")
-    return output / f"{NAME}.ko"
+            raise RunnerError(f"{name}.ko could not be built for {kernel.release}: see above.")
+    return output / f"{name}.ko"
 
 
-def tree(kernel: Kernel, module: Path, output: Path) -> Path:
-    """Make what is to be laid over /lib/modules/RELEASE so that modprobe knows the module.
+def tree(kernel: Kernel, modules: Sequence[Path], output: Path) -> Path:
+    """Make what is to be laid over /lib/modules/RELEASE so that modprobe knows the modules.
 
     depmod reads every module of the kernel for that, which takes seconds; so it runs only if what
-    the module says about itself (its aliases, what it depends on) has changed.
+    the modules say about themselves (their names, aliases, what they depend on) has changed.
     """
     root = output / "lib/modules" / kernel.release
-    installed = root / "extra" / module.name
+    extra = root / "extra"
     said = output / "modinfo"
-    installed.parent.mkdir(parents=True, exist_ok=True)
+    extra.mkdir(parents=True, exist_ok=True)
     with _locked(output):
-        shutil.copyfile(module, installed)
-        fields = subprocess.check_output([_SBIN / "modinfo", "--null", str(module)]).split(b"\0")
-        now = b"\n".join(
-            field for field in fields if field.startswith((b"alias:", b"depends:", b"softdep:"))
-        )
+        for module in modules:
+            shutil.copyfile(module, extra / module.name)
+        fields = subprocess.check_output([_SBIN / "modinfo", "--null", *modules]).split(b"\0")
+        told = (b"name=", b"alias=", b"depends=", b"softdep=")
+        now = b"\n".join(field for field in fields if field.startswith(told))
         if not said.exists() or said.read_bytes() != now:
             for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
                 shutil.copyfile(kernel.modules / name, root / name)

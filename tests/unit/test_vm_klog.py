@@ -80,3 +80,25 @@ def test_an_empty_log_has_no_problems() -> None:
 
 def test_problems_come_in_the_order_of_the_log() -> None:
     assert klog.problems("Call Trace:\nfine\nBUG: a\n") == ["Call Trace:", "BUG: a"]
+
+
+OOM = [
+    "python3 invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0",
+    "CPU: 1 UID: 0 PID: 812 Comm: python3 Tainted: G           OE      6.12.117+deb12-amd64",
+    "Call Trace:",
+    " dump_stack_lvl+0x5d/0x80",
+]
+OF_A_CGROUP = "Memory cgroup out of memory: Killed process 812 (python3) total-vm:812340kB"
+
+
+def test_a_cgroup_may_use_up_its_memory() -> None:
+    assert klog.problems("\n".join([*OOM, OF_A_CGROUP])) == []
+
+
+def test_a_guest_may_not() -> None:
+    killed = OF_A_CGROUP.replace("Memory cgroup out", "Out")
+    assert klog.problems("\n".join([*OOM, killed])) == [killed]
+
+
+def test_one_trace_of_it_covers_no_other() -> None:
+    assert klog.problems("\n".join([*OOM, OF_A_CGROUP, "Call Trace:"])) == ["Call Trace:"]

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,16 @@ import pytest
 pytestmark = pytest.mark.timeout(600)
 
 
+def runner(results: Path, command: str, *options: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "vm", "run", "--results", str(results), *options),
+        *("--", "sh", "-c", command),
+    ]
+
+
 def run(results: Path, command: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [
-            *(sys.executable, "-m", "vm", "run", "--results", str(results), *options),
-            *("--", "sh", "-c", command),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+        runner(results, command, *options), capture_output=True, text=True, check=False
     )
 
 
@@ -58,3 +61,14 @@ def test_a_command_that_hangs_is_stopped_and_its_tasks_are_shown(tmp_path: Path)
     assert done.returncode == 125
     assert "longer than 3 s" in done.stderr
     assert "sysrq: Show Blocked State" in (tmp_path / "kernel.log").read_text()
+
+
+def test_a_guest_does_not_outlive_its_runner(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with subprocess.Popen(runner(tmp_path, "touch $RESULTS/runs; sleep 1000")) as process:
+        while not runs.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert subprocess.run(["pgrep", "--full", str(tmp_path)], check=False).returncode == 1
