@@ -125,6 +125,7 @@ def test_a_bound_address_is_the_one_that_the_peer_sees(pki: Pki) -> None:
     def act(connection: tls_peer.TlsConnection, _peer: Peer) -> None:
         seen.append(connection.raw.getpeername())
         connection.send(b"seen")
+        connection.await_close_notify()  # who has left has no name any more
 
     with serving(tls_peer.tls(pki.ecdsa, act)) as peer, tls_socket() as sock:
         sock.bind(("127.0.0.2", 0))
