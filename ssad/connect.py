@@ -114,7 +114,7 @@ class Connector:
                 policy = self._policy
                 begun = visit(policy)
                 connection = await self._establisher.establish(
-                    endpoint, lambda: ClientHandshake(settings, policy, remote.ip, begun)
+                    endpoint, lambda: ClientHandshake(settings, policy, remote.ip, begun), uid
                 )
                 connection.visit = begun
                 return connection

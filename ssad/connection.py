@@ -89,9 +89,9 @@ class Establisher:
         self._policy = policy
 
     async def establish(
-        self, endpoint: socket.socket, begin: Callable[[], Handshake]
+        self, endpoint: socket.socket, begin: Callable[[], Handshake], uid: int
     ) -> Connection:
-        """Do the handshake and prepare the transport. Takes over the endpoint.
+        """Do the handshake for a user and prepare the transport. Takes over the endpoint.
 
         Raises Refused: EPROTO if the handshake or a verification failed or took too long,
         ECONNABORTED if the connection broke meanwhile or the transport could not be made.
@@ -102,7 +102,7 @@ class Establisher:
             try:
                 async with asyncio.timeout(limit):
                     loop = asyncio.get_running_loop()
-                    result = await _shake_hands(loop, endpoint, begin(), self._checker)
+                    result = await _shake_hands(loop, endpoint, begin(), self._checker, uid)
             except TimeoutError as error:
                 raise errors.deadline(limit) from error
             connection = Connection(result, endpoint)
@@ -144,6 +144,7 @@ async def _shake_hands(
     endpoint: socket.socket,
     handshake: Handshake,
     checker: Checker,
+    uid: int,
 ) -> Result:
     first = handshake.start()
     if first:
@@ -164,16 +165,18 @@ async def _shake_hands(
             _send_alert(endpoint, handshake.pending_output)
             raise
         if answer or handshake.done:
-            await _check_peer(endpoint, handshake, checker)
+            await _check_peer(endpoint, handshake, checker, uid)
         if answer:
             await _send(loop, endpoint, answer)
     return handshake.result
 
 
-async def _check_peer(endpoint: socket.socket, handshake: Handshake, checker: Checker) -> None:
+async def _check_peer(
+    endpoint: socket.socket, handshake: Handshake, checker: Checker, uid: int
+) -> None:
     """Check the peer for revocation, if that is to be done now."""
     try:
-        peer = handshake.unchecked_peer()
+        peer = handshake.unchecked_peer(uid)
         if peer is not None:
             await checker.check(peer)
     except HandshakeError as error:

@@ -12,8 +12,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
-import socket
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -21,14 +19,15 @@ import h11
 
 from ssad import __version__
 from ssad.identity import Address
+from ssad.resolver import Resolver
+from ssad.turns import Turns
 
 _URL_MAX = 2048
 _HEADERS_MAX = 16384
 _CHUNK = 65536
-# Under way at once in one worker; further ones wait for their turn.
+# Under way at once in one worker, and for one user; further ones wait for their turn.
 _CONCURRENT = 64
-# Name lookups at once: threads, which can't be interrupted.
-_LOOKUPS = 8
+_CONCURRENT_PER_USER = 16
 
 
 class FetchError(Exception):
@@ -66,20 +65,21 @@ class Fetcher:
     """Fetches, many at once. To be used in one event loop."""
 
     def __init__(self) -> None:
-        self._turns = asyncio.Semaphore(_CONCURRENT)
-        self._lookups = ThreadPoolExecutor(_LOOKUPS, "lookup")
+        self._turns = Turns(_CONCURRENT, _CONCURRENT_PER_USER)
+        self._resolver = Resolver()
 
     async def fetch(
-        self, url: str, limit: int, *, body: tuple[str, bytes] | None = None, public: bool
+        self, url: str, limit: int, uid: int, *, body: tuple[str, bytes] | None = None, public: bool
     ) -> bytes:
         """GET a URL, or POST a body, given with its media type. Takes as long as it takes.
 
-        `limit`: bytes that the answer may have. `public`: only from an address that is reached in
-        the same way from everywhere. Raises FetchError.
+        `limit`: bytes that the answer may have. `uid`: the user for whom it is; nobody can take all
+        turns. `public`: only from an address that is reached in the same way from everywhere.
+        Raises FetchError.
         """
         parsed = Url.parse(url)
-        async with self._turns:
-            reader, writer = await self._connect(parsed, public=public)
+        async with self._turns.one(uid):
+            reader, writer = await self._connect(parsed, uid, public=public)
             try:
                 return await _exchange(reader, writer, parsed, body, limit)
             except h11.RemoteProtocolError as error:
@@ -90,10 +90,10 @@ class Fetcher:
                 writer.transport.abort()
 
     async def _connect(
-        self, url: Url, *, public: bool
+        self, url: Url, uid: int, *, public: bool
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         failure = "has a host without an address"
-        for address in await self._addresses(url):
+        for address in await self._addresses(url, uid):
             # The address itself is used, so that the name can't turn out to be another's.
             if public and not is_public(address):
                 failure = (
@@ -107,18 +107,16 @@ class Fetcher:
                 failure = f"could not be reached ({_why(error)})"
         raise FetchError(failure)
 
-    async def _addresses(self, url: Url) -> list[Address]:
+    async def _addresses(self, url: Url, uid: int) -> list[Address]:
         try:
             return [ipaddress.ip_address(url.host)]
         except ValueError:
             pass
-        loop = asyncio.get_running_loop()
         try:
-            # The name in bytes: Python would make another one of it (IDNA 2003).
-            found = await loop.run_in_executor(self._lookups, _look_up, url.host.encode("ascii"))
+            found = await self._resolver.look_up(url.host, url.port, uid)
         except (OSError, UnicodeError) as error:
             raise FetchError("has a host name that does not resolve") from error
-        return [ipaddress.ip_address(address) for address in found]
+        return [address.ip for address in found]
 
 
 def is_public(address: Address) -> bool:
@@ -129,11 +127,6 @@ def is_public(address: Address) -> bool:
         if inner is not None:
             return is_public(inner)
     return address.is_global and not address.is_multicast
-
-
-def _look_up(host: bytes) -> list[str]:
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
 
 
 async def _exchange(

@@ -112,8 +112,9 @@ class Handshake(abc.ABC):
         self._last_flight = output or self._last_flight
         return output
 
-    def unchecked_peer(self) -> Peer | None:
-        """Return the peer if it has to be checked for revocation before anything more is sent.
+    def unchecked_peer(self, uid: int) -> Peer | None:
+        """Return the peer if it has to be checked for revocation before anything more is sent;
+        `uid` is the user who wants it.
 
         To be asked for when there is something to send, or all is done. Returns it once. Raises
         HandshakeError (EPROTO) if it can't be checked.
@@ -134,7 +135,7 @@ class Handshake(abc.ABC):
                 "the session that was resumed does not have its issuer's.",
             )
         own_trust = self._settings.trusted is not None
-        return Peer(chain, rules, self._notes.stapled, own_trust)
+        return Peer(chain, rules, self._notes.stapled, own_trust, uid)
 
     def alert(self, description: int) -> bytes:
         """Return a fatal alert to send instead of what `receive_record` has returned, which was

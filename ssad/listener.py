@@ -88,16 +88,18 @@ class Listener:
         establisher: Establisher,
         bounds: tuple[Bound, Bound],
         deliver: Callable[[Address, Connection | Refused], None],
+        uid: int,
     ) -> None:
         """`endpoint` is nonblocking, listens, and becomes the listener's. `begin` makes the
         handshake of a connection; `bounds` are this listener's own and the one of all; `deliver`
-        is given each connection, or the reason why there is none."""
+        is given each connection, or the reason why there is none; `uid` is whose it is."""
         self._loop = asyncio.get_running_loop()
         self._endpoint = endpoint
         self._begin = begin
         self._establisher = establisher
         self._own, self._all = bounds
         self._deliver = deliver
+        self._uid = uid
         self._full = False  # the program's queue
         self._pause: asyncio.TimerHandle | None = None
         self._reading = False
@@ -191,7 +193,7 @@ class Listener:
     async def _serve(self, endpoint: socket.socket, remote: Address) -> None:
         found: Connection | Refused
         try:
-            found = await self._establisher.establish(endpoint, self._begin)
+            found = await self._establisher.establish(endpoint, self._begin, self._uid)
         except Refused as refused:
             found = refused
         except asyncio.CancelledError as cancelled:

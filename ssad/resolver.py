@@ -8,7 +8,6 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -55,10 +54,9 @@ class Resolver:
         except ValueError:
             pass
         query = f"{host}." if name.endswith(".") else host
-        lookup = partial(socket.getaddrinfo, query, port, type=socket.SOCK_STREAM)
         try:
             async with asyncio.timeout(timeout):
-                found = await self._look_up(lookup, uid)
+                return await self.look_up(query, port, uid)
         except TimeoutError as error:
             raise Refused(
                 errno.ECONNABORTED, f"The resolver gave no address of {host} within {timeout:g} s."
@@ -68,10 +66,16 @@ class Resolver:
             raise Refused(
                 errno.ECONNABORTED, f"The host name {host} did not resolve: {reason}."
             ) from error
-        return list(dict.fromkeys(Address.of_socket(entry[4]) for entry in found))
 
-    async def _look_up(self, lookup: Callable[[], list[_Found]], uid: int) -> list[_Found]:
-        """Have a thread look up. The turn ends with it, even if nobody waits any more."""
+    async def look_up(self, host: str, port: int, uid: int) -> list[Address]:
+        """Return the addresses of a host, in A-labels, however long that takes. Arguments as for
+        `resolve`. Raises OSError or UnicodeError if there are none.
+
+        A user's turn ends with the thread that looks up, even if nobody waits any more.
+        """
+        # In bytes: Python would make another name of it (IDNA 2003).
+        name = host.encode("ascii")
+        lookup = partial(socket.getaddrinfo, name, port, type=socket.SOCK_STREAM)
         turn = contextlib.AsyncExitStack()
         await turn.enter_async_context(self._turns.one(uid))
         found = asyncio.get_running_loop().run_in_executor(self._threads, lookup)
@@ -84,8 +88,5 @@ class Resolver:
         ending = asyncio.create_task(end())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
-        return await asyncio.shield(found)
-
-    def close(self) -> None:
-        """Let go of the threads; a lookup under way ends by itself."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        entries = await asyncio.shield(found)
+        return list(dict.fromkeys(Address.of_socket(entry[4]) for entry in entries))

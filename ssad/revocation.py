@@ -55,6 +55,7 @@ class Peer:
     rules: Rules
     stapled: bool  # its own certificate is good, as it has proved
     own_trust: bool  # it was the program that said whom to trust
+    uid: int  # of the user who wants to know
 
 
 def staple_fault(
@@ -134,14 +135,20 @@ class Checker:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def staple(
-        self, certificate: x509.Certificate, issuer: x509.Certificate, url: str, *, public: bool
+        self,
+        certificate: x509.Certificate,
+        issuer: x509.Certificate,
+        url: str,
+        uid: int,
+        *,
+        public: bool,
     ) -> tuple[bytes, Answer]:
-        """Get a response that a server can staple, afresh, and verify it.
+        """Get a response that a user's server can staple, afresh, and verify it.
 
         Raises Unusable, FetchError, TimeoutError.
         """
         async with asyncio.timeout(self._policy.revocation_timeout):
-            return await self._ask_responder(certificate, issuer, url, public=public)
+            return await self._ask_responder(certificate, issuer, url, uid, public=public)
 
     async def _check_one(
         self,
@@ -198,7 +205,9 @@ class Checker:
         self, peer: Peer, certificate: x509.Certificate, issuer: x509.Certificate, url: str
     ) -> Answer:
         async def ask() -> Answer:
-            _, found = await self._ask_responder(certificate, issuer, url, public=peer.own_trust)
+            _, found = await self._ask_responder(
+                certificate, issuer, url, peer.uid, public=peer.own_trust
+            )
             self._answers.put(key, found, found.until)
             return found
 
@@ -216,7 +225,8 @@ class Checker:
             return said
 
         async def fetch() -> crl.List:
-            data = await self._fetcher.fetch(url, crl.SIZE_MAX, public=peer.own_trust)
+            public = peer.own_trust
+            data = await self._fetcher.fetch(url, crl.SIZE_MAX, peer.uid, public=public)
             found = await asyncio.to_thread(crl.read, data, issuer)
             _, until = answer.validity(found.since, found.until, _now())
             self._lists.put(list_key, found, until, found.size)
@@ -228,26 +238,36 @@ class Checker:
         return await self._cached(self._answers, key, ask, peer)
 
     async def _ask_responder(
-        self, certificate: x509.Certificate, issuer: x509.Certificate, url: str, *, public: bool
+        self,
+        certificate: x509.Certificate,
+        issuer: x509.Certificate,
+        url: str,
+        uid: int,
+        *,
+        public: bool,
     ) -> tuple[bytes, Answer]:
         body = ocsp.REQUEST_TYPE, ocsp.request(certificate, issuer)
-        response = await self._fetcher.fetch(url, ocsp.RESPONSE_MAX, body=body, public=public)
+        response = await self._fetcher.fetch(url, ocsp.RESPONSE_MAX, uid, body=body, public=public)
         return response, ocsp.check(response, certificate, issuer, _now())
 
     async def _cached(
         self, cache: _Cache[T], key: Hashable, make: Callable[[], Awaitable[T]], peer: Peer
     ) -> T:
-        """Return what is known, or what others are asking for already, if the rules allow it."""
+        """Return what is known, or what the same user is asking for already, if the rules allow it.
+
+        What another one is asking for may wait for that one's turns.
+        """
         if not peer.rules.cached:
             return await make()
         found = cache.get(key, _now())
         if found is not None:
             return found
-        running = self._under_way.get(key)
+        own = peer.uid, key
+        running = self._under_way.get(own)
         if running is None:
             running = asyncio.create_task(self._bounded(make))
-            self._under_way[key] = running
-            running.add_done_callback(lambda task: self._over(key, task))
+            self._under_way[own] = running
+            running.add_done_callback(lambda task: self._over(own, task))
         result: T = await asyncio.shield(running)
         return result
 

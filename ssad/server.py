@@ -165,9 +165,9 @@ class Server:
         """Have a listener staple what its contexts are for, if it does."""
         if socket_id in self._stapling:
             self._stapling.pop(socket_id).close()
-        checks = self._sockets.get(socket_id).settings.checks
-        if not isinstance(contexts, str) and checks.staples(contexts.policy):
-            self._stapling[socket_id] = Stapling(contexts, self._checker)
+        sock = self._sockets.get(socket_id)
+        if not isinstance(contexts, str) and sock.settings.checks.staples(contexts.policy):
+            self._stapling[socket_id] = Stapling(contexts, self._checker, sock.uid)
 
     async def run(self) -> None:
         """Work until stop() is called."""
@@ -326,6 +326,7 @@ class Server:
             self._establisher,
             (Bound(self._policy.handshakes_per_listener), self._accepting),
             lambda remote, found: self._deliver(sock, remote, found),
+            sock.uid,
         )
         warnings = sock.settings.listen_warnings()
         for warning in warnings:

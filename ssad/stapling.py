@@ -36,10 +36,12 @@ _LONGEST_DELAY = 3600.0
 class Stapling:
     """Keeps the responses of one listening socket fresh. To be made in a running event loop."""
 
-    def __init__(self, contexts: ServerContexts, checker: Checker) -> None:
-        """`contexts` are the listener's, and staple what they find in `contexts.staples`."""
+    def __init__(self, contexts: ServerContexts, checker: Checker, uid: int) -> None:
+        """`contexts` are the listener's, and staple what they find in `contexts.staples`; `uid` is
+        whose listener it is."""
         self._contexts = contexts
         self._checker = checker
+        self._uid = uid
         self._tasks = [
             asyncio.create_task(self._keep(certificate, issuer, url, one))
             for one in contexts.settings.identities
@@ -62,7 +64,7 @@ class Stapling:
         while True:
             try:
                 response, found = await self._checker.staple(
-                    certificate, issuer, url, public=public
+                    certificate, issuer, url, self._uid, public=public
                 )
                 why = answer.refusal(certificate, found, "the OCSP responder")
                 if why:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ssad.errors import Refused
@@ -94,9 +93,3 @@ class Sockets:
     def forget(self, socket_id: int) -> Socket | None:
         """Forget a socket and return it, if it was known."""
         return self._sockets.pop(socket_id, None)
-
-    def __iter__(self) -> Iterator[Socket]:
-        return iter(list(self._sockets.values()))
-
-    def __len__(self) -> int:
-        return len(self._sockets)

@@ -14,6 +14,8 @@ from ssad.fetch import Fetcher, FetchError, Url, is_public
 from tests.peers.responder import Responder, responding
 from tests.peers.servers import free_port
 
+UID = 1000
+
 
 @pytest.fixture(scope="module")
 def responder() -> Iterator[Responder]:
@@ -28,27 +30,42 @@ async def failure(call: Awaitable[object]) -> str:
     return str(caught.value)
 
 
+async def test_no_user_takes_all_turns(responder: Responder) -> None:
+    responder.silent.add("/slow")
+    slow, quick = responder.put("/slow", b"late"), responder.put("/quick", b"here")
+    fetcher = Fetcher()
+    many = [asyncio.create_task(fetcher.fetch(slow, 9, UID, public=False)) for _ in range(70)]
+    await asyncio.to_thread(responder.arrived.wait)
+    assert await fetcher.fetch(quick, 9, UID + 1, public=False) == b"here"
+    own = asyncio.create_task(fetcher.fetch(quick, 9, UID, public=False))
+    await asyncio.wait([own], timeout=0.1)
+    assert not own.done()
+    responder.release.set()
+    assert set(await asyncio.gather(*many)) == {b"late"}
+    assert await own == b"here"
+
+
 async def test_a_page_is_fetched(responder: Responder) -> None:
     url = responder.put("/page?x=1", b"page" * 50_000)
-    assert await Fetcher().fetch(url, 200_000, public=False) == b"page" * 50_000
+    assert await Fetcher().fetch(url, 200_000, UID, public=False) == b"page" * 50_000
 
 
 async def test_a_body_is_posted_and_a_name_is_looked_up(responder: Responder) -> None:
     responder.put("/post", lambda body: body[::-1])
     url = f"http://localhost:{responder.port}/post"
-    assert await Fetcher().fetch(url, 3, body=("a/b", b"abc"), public=False) == b"cba"
+    assert await Fetcher().fetch(url, 3, UID, body=("a/b", b"abc"), public=False) == b"cba"
 
 
 async def test_more_than_was_wanted_is_not_taken(responder: Responder) -> None:
     url = responder.put("/large", bytes(1001))
-    why = await failure(Fetcher().fetch(url, 1000, public=False))
+    why = await failure(Fetcher().fetch(url, 1000, UID, public=False))
     assert why == "answers with more than 1000 bytes"
 
 
 @pytest.mark.parametrize("status", [302, 404, 500])
 async def test_any_status_but_200_is_no_answer(responder: Responder, status: int) -> None:
     url = responder.put(f"/{status}", status)
-    assert f"status {status}" in await failure(Fetcher().fetch(url, 1000, public=False))
+    assert f"status {status}" in await failure(Fetcher().fetch(url, 1000, UID, public=False))
     assert responder.asked["/elsewhere"] == 0
 
 
@@ -71,7 +88,7 @@ async def test_any_status_but_200_is_no_answer(responder: Responder, status: int
     ],
 )
 async def test_what_is_not_fetched(url: str, words: str) -> None:
-    assert words in await failure(Fetcher().fetch(url, 1000, public=False))
+    assert words in await failure(Fetcher().fetch(url, 1000, UID, public=False))
 
 
 def test_a_url_is_taken_apart() -> None:
@@ -81,7 +98,7 @@ def test_a_url_is_taken_apart() -> None:
 
 async def test_nobody_listens() -> None:
     url = f"http://127.0.0.1:{free_port()}/"
-    assert "Connection refused" in await failure(Fetcher().fetch(url, 1000, public=False))
+    assert "Connection refused" in await failure(Fetcher().fetch(url, 1000, UID, public=False))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +108,7 @@ async def test_a_program_reaches_nothing_through_the_daemon(
     responder: Responder, host: str
 ) -> None:
     url = f"http://{host}:{responder.port}/secret"
-    assert "not public" in await failure(Fetcher().fetch(url, 1000, public=True))
+    assert "not public" in await failure(Fetcher().fetch(url, 1000, UID, public=True))
     assert responder.asked["/secret"] == 0
 
 
@@ -134,7 +151,7 @@ async def ask(said: bytes) -> str:
     server = await asyncio.start_server(serve, "127.0.0.1")
     async with server:
         port = server.sockets[0].getsockname()[1]
-        return await failure(Fetcher().fetch(f"http://127.0.0.1:{port}/", 1000, public=False))
+        return await failure(Fetcher().fetch(f"http://127.0.0.1:{port}/", 1000, UID, public=False))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import asyncio
 import errno
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -19,10 +18,8 @@ UID = 1000
 
 
 @pytest.fixture
-def resolver() -> Iterator[Resolver]:
-    made = Resolver()
-    yield made
-    made.close()
+def resolver() -> Resolver:
+    return Resolver()
 
 
 async def test_the_system_resolves(resolver: Resolver) -> None:
@@ -54,14 +51,14 @@ async def test_a_name_that_does_not_resolve_is_econnaborted(resolver: Resolver) 
 
 @pytest.mark.parametrize(
     ("name", "asked"),
-    [("Bücher.Test", "xn--bcher-kva.test"), ("server.test.", "server.test.")],
+    [("Bücher.Test", b"xn--bcher-kva.test"), ("server.test.", b"server.test.")],
 )
 async def test_the_resolver_is_asked_for_the_ascii_name(
-    resolver: Resolver, monkeypatch: pytest.MonkeyPatch, name: str, asked: str
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch, name: str, asked: bytes
 ) -> None:
     seen = []
 
-    def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+    def getaddrinfo(host: bytes, port: int, **_: object) -> list[tuple[object, ...]]:
         seen.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
 
@@ -92,8 +89,8 @@ async def test_no_user_takes_all_of_the_resolver(
 ) -> None:
     given_up = threading.Event()
 
-    def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
-        if host == "slow.test":
+    def getaddrinfo(host: bytes, port: int, **_: object) -> list[tuple[object, ...]]:
+        if host == b"slow.test":
             given_up.wait(PATIENCE)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
 

@@ -25,6 +25,7 @@ from tests.peers.responder import Responder, responding
 from tests.peers.servers import free_port
 
 POLICY = Policy(revocation_timeout=10)
+UID = 1000
 STAPLE = Rules(stapled=True, want_staple=False, ocsp=False, crl=False, cached=True)
 OCSP = replace(STAPLE, ocsp=True)
 CRL = replace(STAPLE, crl=True)
@@ -69,8 +70,10 @@ class Web:
     def crl(self, *, listed: bool) -> None:
         self.responder.put("/crl", self.ca.crl({self.leaf: None} if listed else None))
 
-    def peer(self, rules: Rules, *, stapled: bool = False, own_trust: bool = False) -> Peer:
-        return Peer(self.chain, rules, stapled, own_trust)
+    def peer(
+        self, rules: Rules, *, stapled: bool = False, own_trust: bool = False, uid: int = UID
+    ) -> Peer:
+        return Peer(self.chain, rules, stapled, own_trust, uid)
 
     def asked(self) -> tuple[int, int]:
         return self.responder.asked["/ocsp"], self.responder.asked["/crl"]
@@ -152,7 +155,9 @@ async def test_nobody_who_answers_is_a_refusal_that_names_all(web: Web) -> None:
 async def test_a_certificate_has_to_name_somebody(ca: Authority, root: Authority) -> None:
     chain = [ca.issue(), ca.certificate, root.certificate]
     for rules, words in ((OCSP, "an OCSP responder to"), (BOTH, "an OCSP responder or a CRL")):
-        error = await refusal(Checker(POLICY), Peer(chain, rules, stapled=False, own_trust=False))
+        error = await refusal(
+            Checker(POLICY), Peer(chain, rules, stapled=False, own_trust=False, uid=UID)
+        )
         assert words in error.text
 
 
@@ -165,7 +170,7 @@ async def test_an_issuer_is_asked_for_as_well(root: Authority, responder: Respon
     below = root.subordinate("Below", *sources(crl_url=responder.url("/root.crl")))
     leaf = below.issue(*sources(ocsp_url=responder.url("/ocsp")))
     chain = [leaf, below.certificate, root.certificate]
-    peer = Peer(chain, BOTH, stapled=False, own_trust=False)
+    peer = Peer(chain, BOTH, stapled=False, own_trust=False, uid=UID)
     responder.put("/ocsp", below.ocsp(leaf))
     responder.put("/root.crl", root.crl())
     await Checker(POLICY).check(peer)
@@ -220,6 +225,19 @@ async def test_many_at_once_ask_once(web: Web) -> None:
     assert web.asked() == (1, 0)
 
 
+async def test_nobody_waits_for_what_another_user_asks(web: Web) -> None:
+    checker = Checker(POLICY)
+    web.ocsp(GOOD)
+    web.responder.silent.add("/ocsp")
+    first = asyncio.create_task(checker.check(web.peer(OCSP)))
+    await asyncio.to_thread(web.responder.arrived.wait)
+    web.responder.silent.clear()
+    await checker.check(web.peer(OCSP, uid=UID + 1))
+    assert not first.done()
+    web.responder.release.set()
+    await first
+
+
 async def test_the_one_who_gives_up_takes_nobody_along(web: Web) -> None:
     checker = Checker(POLICY)
     web.ocsp(GOOD)
@@ -250,7 +268,9 @@ async def test_whom_a_program_trusts_can_not_send_the_daemon_anywhere(web: Web) 
 async def test_nobody_listens(ca: Authority, root: Authority) -> None:
     leaf = ca.issue(*sources(ocsp_url=f"http://127.0.0.1:{free_port()}/"))
     chain = [leaf, ca.certificate, root.certificate]
-    error = await refusal(Checker(POLICY), Peer(chain, OCSP, stapled=False, own_trust=False))
+    error = await refusal(
+        Checker(POLICY), Peer(chain, OCSP, stapled=False, own_trust=False, uid=UID)
+    )
     assert "could not be reached (Connection refused)" in error.text
 
 

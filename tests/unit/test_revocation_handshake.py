@@ -59,7 +59,7 @@ def test_a_good_staple_is_noted(pki: Pki, ca: Authority, version: int) -> None:
     server = stapling(pki.ecdsa, response, version)
     client = start(pki, Settings(host_name=HOST, checks=Checks(ocsp_stapled=True, ocsp=True)))
     shake_hands(client, server)
-    peer = client.unchecked_peer()
+    peer = client.unchecked_peer(1000)
     assert peer is not None
     assert peer.stapled
 
@@ -118,10 +118,10 @@ def test_a_client_checks_before_its_last_flight_and_tells_the_server(
         for record in split(server.answer(flight)):
             flight = client.receive_record(record)
             if flight:
-                peer = client.unchecked_peer()
+                peer = client.unchecked_peer(1000)
     server.take(client.alert(Alert.CERTIFICATE_REVOKED))
     assert server.alert == Alert.CERTIFICATE_REVOKED
-    assert client.unchecked_peer() is None
+    assert client.unchecked_peer(1000) is None
     subjects = [certificate.subject.rfc4514_string() for certificate in peer.chain]
     assert subjects == [f"CN={HOST}", "CN=Test Intermediate", "CN=Test Root"]
     assert (peer.stapled, peer.own_trust) == (False, False)
@@ -147,7 +147,7 @@ def test_a_server_checks_before_it_is_done_and_tells_the_client(
             assert peer is None
             flight += server.receive_record(record)
             if flight or server.done:
-                peer = server.unchecked_peer()
+                peer = server.unchecked_peer(1000)
         answer, flight = flight, b""
     client.take(server.alert(Alert.CERTIFICATE_UNKNOWN))
     assert client.alert == Alert.CERTIFICATE_UNKNOWN
@@ -168,7 +168,7 @@ def test_a_client_without_a_certificate_has_nothing_to_check(pki: Pki, version: 
     )
     server = ServerHandshake(listen(settings))
     serve(server, MemoryClient(client_context(version=version)))
-    assert server.unchecked_peer() is None
+    assert server.unchecked_peer(1000) is None
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -188,7 +188,7 @@ def test_who_is_checked_online_shows_the_certificate_each_time(
     server = ServerHandshake(contexts)
     result = serve(server, client.again())
     assert result.resumed is not checks.crl
-    peer = server.unchecked_peer()
+    peer = server.unchecked_peer(1000)
     assert peer is None or len(peer.chain) == 3
     assert (peer is None) is not checks.crl
 
@@ -199,7 +199,7 @@ def test_a_session_without_the_issuer_can_not_be_checked(pki: Pki) -> None:
     server = context(pki.missing_intermediate, version=TLS_1_2)
     client = start(pki, settings)
     first = shake_hands(client, MemoryServer(server)).connection
-    peer = client.unchecked_peer()
+    peer = client.unchecked_peer(1000)
     assert peer is not None
     assert len(peer.chain) == 2
     first.set_shutdown(SSL.SENT_SHUTDOWN | SSL.RECEIVED_SHUTDOWN)
@@ -210,7 +210,7 @@ def test_a_session_without_the_issuer_can_not_be_checked(pki: Pki) -> None:
     again._notes.verified = True  # as if sessions were taken up again
     assert shake_hands(again, MemoryServer(server)).resumed
     with pytest.raises(HandshakeError, match="does not have its issuer"):
-        again.unchecked_peer()
+        again.unchecked_peer(1000)
 
 
 def _asking(version: int, **others: str) -> tuple[SSL.Context, list[bytes]]:
@@ -258,6 +258,6 @@ def test_the_rules_are_those_of_the_socket_and_the_policy(pki: Pki) -> None:
         LOCALHOST,
     )
     shake_hands(client, MemoryServer(context(pki.ecdsa)))
-    peer = client.unchecked_peer()
+    peer = client.unchecked_peer(1000)
     assert peer is not None
     assert (peer.rules.ocsp, peer.rules.crl, peer.own_trust) == (True, True, True)

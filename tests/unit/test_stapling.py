@@ -24,6 +24,8 @@ from tests.peers.pki import Pki
 from tests.peers.responder import Responder, responding
 from tests.unit.memory_client import listen, settings_of
 
+UID = 1000
+
 
 @pytest.fixture
 def responder() -> Iterator[Responder]:
@@ -45,7 +47,7 @@ class Listening:
     def stapling(self, policy: Policy | None = None) -> Stapling:
         if policy is not None:
             self.contexts.policy = policy
-        return Stapling(self.contexts, Checker(policy or self.policy))
+        return Stapling(self.contexts, Checker(policy or self.policy), UID)
 
     @property
     def staple(self) -> bytes | None:
