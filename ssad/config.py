@@ -141,7 +141,10 @@ def parse(
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise Faulty([_syntax_fault(str(error), text, file)]) from error
-    reader = _Reader(file, dict(_places(text)))
+    except RecursionError as error:
+        text = "No policy is nested that deeply; wanted tables, and values and lists in them."
+        raise Faulty([Fault(file, None, "", text)]) from error
+    reader = _Reader(file, text)
     reader.take(document)
     reader.override(overrides or {})
     policy = Policy(**reader.found)
@@ -174,7 +177,7 @@ def _places(text: str) -> Iterator[tuple[_Place, int]]:
     for last in range(len(lines)):
         try:
             statement = tomllib.loads("\n".join(lines[first : last + 1]))
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             continue
         places = list(_paths(statement))
         if lines[first].lstrip().startswith("["):
@@ -198,9 +201,9 @@ def _paths(found: Mapping[str, Any]) -> Iterator[_Place]:
 class _Reader:
     """Reads a document that is valid TOML, and gathers what is wrong with it."""
 
-    def __init__(self, file: str, lines: Mapping[_Place, int]) -> None:
+    def __init__(self, file: str, text: str) -> None:
         self._file = file
-        self._lines = lines
+        self._text = text
         self._options: set[str] = set()  # fields that the command line gives
         self.found: dict[str, Any] = {}  # by Policy's fields
         self.faults: list[Fault] = []
@@ -285,6 +288,11 @@ class _Reader:
 
     def _line(self, place: _Place) -> int | None:
         return self._lines.get(place)
+
+    @functools.cached_property
+    def _lines(self) -> Mapping[_Place, int]:
+        """Only if there is a fault to tell: it takes a while where a list has many lines."""
+        return dict(_places(self._text))
 
 
 def _unknown_table(table: str, content: object) -> str:

@@ -93,7 +93,7 @@ def run(
             one_worker,
             keeper.reload,
             _restarter(options, keeper),
-            None if legacy is None else legacy.links(),
+            None if legacy is None else legacy.old(),
         )
         if legacy is None:
             supervisor.start(private)
@@ -137,7 +137,7 @@ def _succeed(supervisor: Supervisor, keeper: Keeper, private: Iterable[int]) -> 
         supervisor.start(private)
     except (CommandError, OSError) as error:
         logger.error("New workers could not be started; the old ones go on: %s", error)
-        supervisor.keep_old()
+        supervisor.keep_old(keeper.policy.leave_timeout)
         keeper.ledger.end((f"New workers could not be started: {error}",))
     else:
         supervisor.retire_old(keeper.policy.leave_timeout)

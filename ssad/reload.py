@@ -81,6 +81,11 @@ class Keeper:
             log.error("The policy stays as it was.\n%s", "\n".join(faults))
             self.ledger.end(faults)
             return []
+        except Exception:
+            # The main process is not to end for it, and all workers with it.
+            log.exception("The policy could not be read again.")
+            self.ledger.end(("ssad failed internally; its log says more.",))
+            return []
         log.info("The policy was read again; it holds for all that begins from now on.")
         self.ledger.end((), now())
         return late

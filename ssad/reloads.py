@@ -9,10 +9,13 @@ place, nothing has to be cleaned up, and it ends with the process.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _NAME = "ssad-reloads"
 _LINK = f"/memfd:{_NAME} (deleted)"
@@ -63,10 +66,15 @@ class Ledger:
 
     def _write(self) -> None:
         # Into another file that takes the place of this one, so that nobody reads half of it.
-        file = os.memfd_create(_NAME)
-        os.write(file, json.dumps(asdict(self.now)).encode())
-        os.dup2(file, self._file, inheritable=False)
-        os.close(file)
+        try:
+            file = os.memfd_create(_NAME)
+            try:
+                os.write(file, json.dumps(asdict(self.now)).encode())
+                os.dup2(file, self._file, inheritable=False)
+            finally:
+                os.close(file)
+        except OSError as error:
+            log.error("What became of the reload can't be told: %s.", error.strerror)
 
 
 def read(pid: int) -> Reloads | None:
@@ -76,10 +84,13 @@ def read(pid: int) -> Reloads | None:
     FileNotFoundError if it is gone.
     """
     found: list[Reloads] = []
+    known = {field.name for field in fields(Reloads)}
     for link in Path(f"/proc/{pid}/fd").iterdir():
         # While it changes files, one may be gone already, or not be full yet.
         with suppress(FileNotFoundError, ValueError):
             if str(link.readlink()) == _LINK:
-                told = json.loads(link.read_bytes())
-                found.append(Reloads(**{**told, "faults": tuple(told["faults"])}))
+                # In an upgrade it is another version's, which may know more, or less.
+                told = {k: v for k, v in json.loads(link.read_bytes()).items() if k in known}
+                told["faults"] = tuple(told.get("faults", ()))
+                found.append(Reloads(**told))
     return max(found, key=lambda one: (one.started, one.finished), default=None)

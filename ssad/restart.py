@@ -35,7 +35,7 @@ from typing import NoReturn
 from ssad import privileges
 from ssad.config import Source
 from ssad.reload import Keeper
-from ssad.supervisor import fate
+from ssad.supervisor import Old, fate
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,9 @@ class Legacy:
     start: Start
     policy: str = ""  # as TOML; empty for a trial, which reads it
     begun: int = 0  # reloads and restarts so far, this one included
-    workers: Mapping[int, int] = field(default_factory=dict)  # pid to the socket's descriptor
+    # By their pids, the descriptors of the sockets to them.
+    workers: Mapping[int, int] = field(default_factory=dict)
+    leaving: Mapping[int, int] = field(default_factory=dict)  # since an earlier restart
 
     def write(self) -> int:
         """Return the descriptor of a file that a new program can read."""
@@ -88,16 +90,23 @@ class Legacy:
         found = json.loads(_content(file))
         os.close(file)
         start = Start(**found.pop("start"))
-        workers = {int(pid): control for pid, control in found.pop("workers").items()}
-        return cls(start, workers=workers, **found)
+        workers, leaving = (
+            {int(pid): control for pid, control in found.pop(name, {}).items()}
+            for name in ("workers", "leaving")
+        )
+        return cls(start, workers=workers, leaving=leaving, **found)
 
-    def links(self) -> dict[int, socket.socket]:
-        """Return the sockets to the old workers, by their pids; nonblocking."""
-        links = {pid: socket.socket(fileno=control) for pid, control in self.workers.items()}
-        for link in links.values():
-            link.set_inheritable(False)
-            link.settimeout(0)
-        return links
+    def old(self) -> Old:
+        """Return the old workers, with the sockets to them; nonblocking."""
+        return Old(_links(self.workers), _links(self.leaving))
+
+
+def _links(descriptors: Mapping[int, int]) -> dict[int, socket.socket]:
+    links = {pid: socket.socket(fileno=control) for pid, control in descriptors.items()}
+    for link in links.values():
+        link.set_inheritable(False)
+        link.settimeout(0)
+    return links
 
 
 class Restarter:
@@ -119,16 +128,17 @@ class Restarter:
         self._keeper.ledger.begin(restarting=True)
         log.info("A restart begins: the program that is installed now is tried.")
         main = os.getpid()
-        self._answer = os.memfd_create("ssad-answer", 0)
-        self._said = os.memfd_create("ssad-said")
-        legacy = Legacy(self._start).write()
+        legacy = -1
         try:
+            self._answer = os.memfd_create("ssad-answer", 0)
+            self._said = os.memfd_create("ssad-said")
+            legacy = Legacy(self._start).write()
             self.trial = os.fork()
         except OSError as error:
             self._fail(f"No process can be started to try it: {error.strerror}.")
             return
         finally:
-            if self.trial != 0:
+            if self.trial != 0 and legacy != -1:
                 os.close(legacy)
         if self.trial == 0:
             self._be_trial(main, legacy)
@@ -145,7 +155,7 @@ class Restarter:
         finally:
             os._exit(1)
 
-    def end(self, status: int, workers: Mapping[int, socket.socket]) -> None:
+    def end(self, status: int, old: Old) -> None:
         """As supervisor.Restart has it."""
         self.trial = None
         answer, said = _content(self._answer).decode(), _content(self._said).decode()
@@ -153,27 +163,32 @@ class Restarter:
             reason = said.strip().rpartition("\n")[2]
             self._fail(answer or f"The new program failed ({fate(status)}): {reason or 'silently'}")
             return
-        os.close(self._answer)
-        os.close(self._said)
         log.info("The new program takes over.")
-        for link in workers.values():
-            link.set_inheritable(True)
-        pids = {pid: link.fileno() for pid, link in workers.items()}
-        legacy = Legacy(self._start, answer, self._keeper.ledger.now.started, pids).write()
+        links = [*old.workers.values(), *old.leaving.values()]
+        begun = self._keeper.ledger.now.started
+        workers, leaving = (
+            {pid: link.fileno() for pid, link in them.items()}
+            for them in (old.workers, old.leaving)
+        )
+        legacy = -1
         try:
+            legacy = Legacy(self._start, answer, begun, workers, leaving).write()
+            for link in links:
+                link.set_inheritable(True)
             privileges.pass_on()
             self._execute(TAKE_OVER, legacy, -1)
         except OSError as error:
-            os.close(legacy)
-            for link in workers.values():
+            if legacy != -1:
+                os.close(legacy)
+            for link in links:
                 link.set_inheritable(False)
-            self._answer = self._said = -1
             self._fail(cannot_execute(error))
 
     def _fail(self, reason: str) -> None:
         for file in (self._answer, self._said):
             if file != -1:
                 os.close(file)
+        self._answer = self._said = -1
         log.error("There is no restart; all stays as it is.\n%s", reason)
         self._keeper.ledger.end(tuple(reason[:_FAULT_MAX].splitlines()))
 

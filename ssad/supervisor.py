@@ -59,6 +59,14 @@ Work = Callable[[Callable[[], None], socket.socket], None]
 OnHangup = Callable[[Mapping[int, socket.socket], Callable[[], bool]], Iterable[int]]
 
 
+@dataclass(frozen=True, slots=True)
+class Old:
+    """Workers of the program before, by their pids, with the sockets to them."""
+
+    workers: Mapping[int, socket.socket] = field(default_factory=dict)
+    leaving: Mapping[int, socket.socket] = field(default_factory=dict)  # have been told already
+
+
 class Restart(Protocol):
     """What RESTART asks for. It starts a process that tries the new program."""
 
@@ -69,7 +77,7 @@ class Restart(Protocol):
     def begin(self) -> None:
         """Start the process. If it can't be started, that was all."""
 
-    def end(self, status: int, workers: Mapping[int, socket.socket]) -> None:
+    def end(self, status: int, old: Old) -> None:
         """It has ended: if all is well the new program takes this one's place, with the workers,
         and this does not return."""
 
@@ -164,14 +172,15 @@ class Supervisor:
         work: Work,
         on_hangup: OnHangup = lambda _workers, _stopping: (),
         restart: Restart | None = None,
-        old: Mapping[int, socket.socket] | None = None,
+        old: Old | None = None,
     ) -> None:
-        """`old` are workers of the program before, by their pids, with the sockets to them."""
         self._work = work
         self._on_hangup = on_hangup
         self._restart = _Never() if restart is None else restart
         self._places = [_Place() for _ in range(count)]
-        self._old = [_Place(pid, control, due=math.inf) for pid, control in (old or {}).items()]
+        old = Old() if old is None else old
+        self._old = _places(old.workers)
+        self._leaving = _places(old.leaving)
         self._main = os.getpid()
         # Blocked signals are kept for sigwait() even where they would be ignored.
         signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
@@ -210,17 +219,26 @@ class Supervisor:
         """Have the old workers leave, now that there are others. They have `patience` seconds for
         what they have begun, and are killed when they do not heed that."""
         for place in self._old:
-            place.due = time.monotonic() + patience + _STOP_TIMEOUT
             if place.control is not None:
                 # Who has died needs no word, and who does not read is killed in the end.
                 with suppress(OSError):
                     place.control.send(f"leave 0 {patience!r}".encode())
+        self._let_leave(self._old, patience)
 
-    def keep_old(self) -> None:
-        """Go on with the old workers, as many as there are, for others could not be started."""
-        self._places, self._old = self._old, []
-        for place in self._places:
+    def keep_old(self, patience: float) -> None:
+        """Go on with the old workers, for others could not be started. Those that were leaving
+        already have `patience` seconds more."""
+        missing = len(self._places) - len(self._old)
+        for place in self._old:
             place.due = 0.0
+        self._places = [*self._old, *(_Place() for _ in range(missing))]
+        self._let_leave([], patience)
+
+    def _let_leave(self, more: list[_Place], patience: float) -> None:
+        self._leaving += more
+        self._old = []
+        for place in self._leaving:
+            place.due = time.monotonic() + patience + _STOP_TIMEOUT
 
     def run(self) -> None:
         """Replace workers that end, until SIGTERM or SIGINT; then end all. SIGHUP and RESTART are
@@ -232,7 +250,7 @@ class Supervisor:
             self._fill()
             self._kill_late()
             due = [place.due for place in self._places if place.pid is None]
-            due += [place.due for place in self._old]
+            due += [place.due for place in self._leaving]
             # While a program is tried, what changes the daemon stays pending, and reaches this
             # program or the next.
             ignored = _CHANGES if self._restart.trial is not None else ()
@@ -252,7 +270,7 @@ class Supervisor:
                         "Worker %d ended (%s); another one takes its place.", pid, fate(status)
                     )
             if trial is not None:
-                self._restart.end(trial, self._links([*self._places, *self._old]))
+                self._restart.end(trial, Old(self._links(self._places), self._links(self._leaving)))
         self._stop()
 
     def _hang_up(self) -> None:
@@ -269,8 +287,8 @@ class Supervisor:
         }
 
     def _kill_late(self) -> None:
-        """End the old workers that should have ended by now."""
-        for place in self._old:
+        """End those that should have left by now."""
+        for place in self._leaving:
             if place.pid is not None and place.due <= time.monotonic():
                 logger.error("Worker %d did not leave in time, and is killed.", place.pid)
                 os.kill(place.pid, signal.SIGKILL)
@@ -279,8 +297,8 @@ class Supervisor:
     def _stop(self) -> None:
         if self._restart.trial is not None:
             os.kill(self._restart.trial, signal.SIGKILL)
-        self._places += self._old  # none of them is replaced now
-        self._old = []
+        self._places += self._leaving  # none of them is replaced now
+        self._leaving = []
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + _STOP_TIMEOUT
         while self._pids():
@@ -343,7 +361,7 @@ class Supervisor:
                 signal.signal(number, signal.SIG_IGN)
             for descriptor in private:
                 os.close(descriptor)
-            for place in (*self._places, *self._old):
+            for place in (*self._places, *self._old, *self._leaving):
                 place.close()
             self._work(ready, control)
         except CommandError as error:
@@ -375,9 +393,9 @@ class Supervisor:
                 if place.pid == pid:
                     place.vacate()
                     found.append((pid, status))
-            for place in [place for place in self._old if place.pid == pid]:
+            for place in [place for place in self._leaving if place.pid == pid]:
                 place.close()
-                self._old.remove(place)
+                self._leaving.remove(place)
                 logger.info("Worker %d has left (%s).", pid, fate(status))
             if pid == self._restart.trial:
                 found.append((pid, status))
@@ -399,6 +417,11 @@ class Supervisor:
 
     def _pids(self) -> list[int]:
         return [place.pid for place in self._places if place.pid is not None]
+
+
+def _places(workers: Mapping[int, socket.socket]) -> list[_Place]:
+    """Return the places of workers that are there, and that nobody waits for."""
+    return [_Place(pid, control, due=math.inf) for pid, control in workers.items()]
 
 
 def _is_to_stop() -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -136,6 +137,19 @@ def test_all_workers_change_over(make: Make, pki: Pki) -> None:
     assert daemon.reload("") == []
     assert daemon.told().finished == 2
     assert [len(worker.adopted) for worker in workers] == [2] * 3
+
+
+def test_whatever_goes_wrong_the_main_process_goes_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise RuntimeError("a mistake of ours")
+
+    daemon = make(Worker())
+    monkeypatch.setattr(Source, "load", fail)
+    assert daemon.keeper.reload(daemon.links, lambda: False) == []
+    assert daemon.keeper.ledger.now.finished == 1
+    assert "failed internally" in daemon.keeper.ledger.now.faults[0]
 
 
 def test_a_fault_in_the_file_reaches_no_worker(make: Make) -> None:
@@ -327,6 +341,28 @@ def test_the_ledger_is_read_whole_or_not_at_all() -> None:
         writer.join()
         ledger.close()
     assert reloads.read(os.getpid()) is None
+
+
+@pytest.mark.parametrize("other", [{"moons": 2}, {"restarting": None}])
+def test_what_another_version_tells_is_read_as_far_as_it_is_known(
+    monkeypatch: pytest.MonkeyPatch, other: dict[str, object]
+) -> None:
+    """An upgrade is when two versions meet."""
+
+    def told(_: object) -> dict[str, object]:
+        return {
+            name: value
+            for name, value in ({"config": "f", "loaded": "t", "restarting": True} | other).items()
+            if value is not None
+        }
+
+    monkeypatch.setattr(reloads, "asdict", told)
+    ledger = Ledger(Reloads("f", "t"))
+    try:
+        found = reloads.read(os.getpid())
+    finally:
+        ledger.close()
+    assert found == Reloads("f", "t", restarting="moons" in other)
 
 
 def test_many_faults_are_cut_short() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ from ssad.policy import Policy
 from ssad.reload import Keeper
 from ssad.reloads import Reloads
 from ssad.restart import TRY, Legacy, Restarter, Start
+from ssad.supervisor import Old
 from tests.peers.pki import Pki
 from tests.unit.child import in_child
 
@@ -30,7 +32,7 @@ pytestmark = [
 
 Execute = Callable[[str, int, int], NoReturn]
 
-WORKER = 7  # its pid
+WORKER, LEAVING = 7, 8  # their pids
 
 
 @pytest.fixture
@@ -72,8 +74,8 @@ def open_files() -> set[str]:
 
 
 def attempt(start: Start, execute: Execute = take_over) -> tuple[Legacy | None, Reloads, bool]:
-    """Restart a daemon that has one worker. Return what the new program gets, what is told of it,
-    and whether the new program would have the socket to the worker."""
+    """Restart a daemon that has one worker, and one that leaves. Return what the new program gets,
+    what is told of it, and whether the new program would have the sockets to them."""
 
     def be_main() -> tuple[Legacy | None, Reloads, bool]:
         privileges.keep_only_net_admin(None)
@@ -88,12 +90,14 @@ def attempt(start: Start, execute: Execute = take_over) -> tuple[Legacy | None, 
             assert restarter.trial is not None
             _, status = os.waitpid(restarter.trial, 0)
             try:
-                restarter.end(status, {WORKER: ours})
+                restarter.end(status, Old({WORKER: ours}, {LEAVING: theirs}))
                 assert open_files() == files
             except Executed as executed:
                 legacy = executed.legacy
                 assert legacy.workers == {WORKER: ours.fileno()}
-            return legacy, keeper.ledger.now, os.get_inheritable(ours.fileno())
+                assert legacy.leaving == {LEAVING: theirs.fileno()}
+            inherited = {os.get_inheritable(one.fileno()) for one in (ours, theirs)}
+            return legacy, keeper.ledger.now, inherited == {True}
 
     return in_child(be_main)
 
@@ -157,6 +161,23 @@ def test_one_that_can_not_take_over_is_told(start: Start) -> None:
         raise FileNotFoundError(2, "No such file or directory")
 
     assert "No such file or directory" in faults(start, execute)
+
+
+def test_without_descriptors_there_is_no_restart(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    keeper = Keeper(start.source, Policy(), lambda _: None)
+    restarter = Restarter(start, keeper, take_over)
+    monkeypatch.setattr(os, "memfd_create", no_more)
+    restarter.begin()
+    assert restarter.trial is None
+    assert keeper.ledger.now.faults == (
+        "No process can be started to try it: Too many open files.",
+    )
+    keeper.ledger.close()
 
 
 def test_a_legacy_of_another_version_is_refused(start: Start) -> None:

@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -448,13 +448,14 @@ def test_a_stop_that_comes_during_a_change_is_noticed() -> None:
 
 
 class Succession:
-    """A restart whose new program is another supervisor in the same process."""
+    """Restarts whose new programs are other supervisors in the same process."""
 
-    def __init__(self, say: Say, *, trial_status: int = 0, new: supervisor.Work) -> None:
+    def __init__(self, say: Say, *, trial_status: int = 0, new: Sequence[supervisor.Work]) -> None:
+        """`new`: what the workers do after each restart; the last, after all others as well."""
         self.trial: int | None = None
         self._say = say
         self._status = trial_status
-        self._new = new
+        self._new = list(new)
 
     def begin(self) -> None:
         self._say("trial")
@@ -462,17 +463,18 @@ class Succession:
         if self.trial == 0:
             os._exit(self._status)
 
-    def end(self, status: int, workers: Mapping[int, socket.socket]) -> None:
+    def end(self, status: int, old: supervisor.Old) -> None:
         self.trial = None
         self._say(f"status {os.waitstatus_to_exitcode(status)}")
         if status:
             return
-        made = Supervisor(2, self._new, restart=self, old=workers)
+        new = self._new.pop(0) if len(self._new) > 1 else self._new[0]
+        made = Supervisor(2, new, restart=self, old=old)
         try:
             made.start()
         except CommandError as error:
             self._say(str(error))
-            made.keep_old()
+            made.keep_old(0.2)
         else:
             made.retire_old(0.2)
         made.run()
@@ -480,12 +482,12 @@ class Succession:
 
 
 def restartable(
-    old: Callable[[Say], supervisor.Work], new: Callable[[Say], supervisor.Work], status: int = 0
+    old: Callable[[Say], supervisor.Work], *new: Callable[[Say], supervisor.Work], status: int = 0
 ) -> AbstractContextManager[Main]:
     """Run a supervisor of two workers that can be restarted."""
 
     def make(say: Say) -> Supervisor:
-        succession = Succession(say, trial_status=status, new=new(say))
+        succession = Succession(say, trial_status=status, new=[one(say) for one in new])
         return Supervisor(2, old(say), restart=succession)
 
     return _running(make)
@@ -582,6 +584,28 @@ def test_without_new_workers_the_old_ones_go_on() -> None:
             assert [main.line(), main.line()] == ["trial", "status 0"]
             assert main.line() == "New ones can't be."
             assert not select.select(ends, [], [], 0.3)[0]
+        main.ends_well()
+
+
+def test_those_that_leave_already_do_not_go_on_and_those_that_are_missing_are_replaced() -> None:
+    first = heeding("first", heeds=False)
+    with restartable(first, heeding("second"), unable, heeding("third")) as main:
+        leaving = pids_of(main, "first")
+        main.send(supervisor.RESTART)
+        lines = [main.line().split() for _ in range(6)]
+        second = [int(line[1]) for line in lines if line[0] == "second"]
+        assert len(second) == 2
+        main.send(supervisor.RESTART)
+        assert [main.line() for _ in range(3)] == ["trial", "status 0", "New ones can't be."]
+        with pidfds_of(leaving) as ends:
+            for pid in leaving:
+                os.kill(pid, signal.SIGKILL)
+            assert ended(ends)
+        # If those had been replaced, it would be told before this.
+        main.send(supervisor.RESTART)
+        lines = [main.line().split() for _ in range(6)]
+        assert [line[0] for line in lines[2:]].count("third") == 2
+        assert [line[1:3] for line in lines].count(["hears", "leave"]) == 2
         main.ends_well()
 
 
