@@ -72,10 +72,10 @@ static bool is_over(const struct ssa_setting *old, const struct ssa_setting *set
 struct ssa_settings *ssa_settings_with(const struct ssa_settings *old, struct ssa_setting *set,
 				       bool repeatable)
 {
-	u32 i, nr = old ? old->nr : 0, len = old ? old->len : 0;
+	u32 i, nr = old ? old->nr : 0;
 	struct ssa_settings *with;
 
-	if (nr >= SETTINGS_MAX || len + set->len > SETTINGS_LEN_MAX)
+	if (nr >= SETTINGS_MAX || ssa_settings_len(old) + set->len > SETTINGS_LEN_MAX)
 		return ERR_PTR(-ENOBUFS);
 	with = kzalloc(struct_size(with, set, nr + 1), GFP_KERNEL_ACCOUNT);
 	if (!with)
@@ -99,35 +99,43 @@ static const struct ssa_setting *find(const struct ssa_settings *settings, u32 o
 }
 
 /**
- * ssa_settings_get_u32 - the number that an option was set to
- * @ssk: not locked
+ * ssa_settings_u32 - the number that an option was set to
+ * @settings: or NULL
  * @option: one that is not repeatable
  *
  * Return: the number, 0 if it was not set.
  */
-u32 ssa_settings_get_u32(struct ssa_sock *ssk, u32 option)
+u32 ssa_settings_u32(const struct ssa_settings *settings, u32 option)
 {
-	const struct ssa_setting *set;
+	const struct ssa_setting *set = find(settings, option);
 	u32 value = 0;
 
-	ssa_lock(ssk);
-	set = find(ssk->settings, option);
 	if (set && set->len == sizeof(value))
 		memcpy(&value, set->value, sizeof(value));
-	ssa_unlock(ssk);
 	return value;
 }
 
+/**
+ * ssa_settings_len - bytes of all values
+ * @settings: or NULL
+ */
+u32 ssa_settings_len(const struct ssa_settings *settings)
+{
+	return settings ? settings->len : 0;
+}
+
 /*
- * The settings that a socket has now. A stranger does not learn whether there is
- * such a socket: its id alone would be no secret, since they are given in turn.
+ * The settings that a socket has now, and its worker, with a reference to each. A
+ * stranger does not learn whether there is such a socket: its id alone would be no
+ * secret, since they are given in turn.
  *
  * Three have to be the same user: who calls, who made the socket that takes and
  * who made the one that gives. So neither a descriptor that was passed on nor
  * rights that were given up since make a difference. Containers can have users
  * in common, so the network namespace counts as well.
  */
-static int settings_of(const struct ssa_sock *ssk, u64 id, struct ssa_settings **found)
+static int settings_of(const struct ssa_sock *ssk, u64 id, struct ssa_settings **found,
+		       struct ssa_worker **worker)
 {
 	struct ssa_sock *donor;
 	int err = 0;
@@ -146,6 +154,9 @@ static int settings_of(const struct ssa_sock *ssk, u64 id, struct ssa_settings *
 		*found = donor->settings;
 		if (*found)
 			refcount_inc(&(*found)->ref);
+		*worker = donor->worker;
+		if (*worker)
+			refcount_inc(&(*worker)->ref);
 	}
 	ssa_unlock(donor);
 	sock_put(ssa_to_sk(donor));
@@ -166,9 +177,15 @@ static char *take_error_text(int err, u64 id)
 /* Settings of another kind, of which the worker is told; or as before. */
 static int replace(struct ssa_sock *ssk, struct ssa_settings *settings, char **text)
 {
+	u32 switches = READ_ONCE(ssk->switches), len = ssa_settings_len(settings);
 	struct ssa_settings *old = ssk->settings;
 	int err;
 
+	err = ssa_user_recount(ssk, max(len, ssa_settings_len(old)), text);
+	if (err) {
+		ssa_settings_put(settings);
+		return err;
+	}
 	ssa_lock(ssk);
 	ssk->settings = settings;
 	ssa_unlock(ssk);
@@ -176,6 +193,7 @@ static int replace(struct ssa_sock *ssk, struct ssa_settings *settings, char **t
 	ssk->introduced = false;
 	err = ssa_sock_introduce(ssk, text);
 	if (!err) {
+		ssa_user_recount(ssk, len, NULL);
 		ssa_settings_put(old);
 		return 0;
 	}
@@ -183,6 +201,9 @@ static int replace(struct ssa_sock *ssk, struct ssa_settings *settings, char **t
 	ssk->settings = old;
 	ssa_unlock(ssk);
 	ssk->introduced = false;
+	/* The worker may have told those of a part of the others. */
+	WRITE_ONCE(ssk->switches, switches);
+	ssa_user_recount(ssk, ssa_settings_len(old), NULL);
 	ssa_settings_put(settings);
 	return err;
 }
@@ -197,17 +218,19 @@ static int replace(struct ssa_sock *ssk, struct ssa_settings *settings, char **t
  * has its settings of before or after what it is just told.
  *
  * Return: 0; -ENOENT if there is no such socket, it is another user's or in
- * another network namespace; -EINVAL if it was accepted; -ENOMEM; an error of
- * ssa_sock_introduce(). The settings are what they were then.
+ * another network namespace; -EINVAL if it was accepted; -ENOBUFS if the user has
+ * too much set on his sockets; -ENOMEM; an error of ssa_sock_introduce(). The
+ * settings are what they were then.
  */
 int ssa_context_take(struct ssa_sock *ssk, u64 id, char **text)
 {
 	struct ssa_settings *taken = NULL;
+	struct ssa_worker *worker = NULL;
 	const struct ssa_setting *name;
 	char *host_name = NULL;
 	int err;
 
-	err = settings_of(ssk, id, &taken);
+	err = settings_of(ssk, id, &taken, &worker);
 	if (err) {
 		*text = take_error_text(err, id);
 		return err;
@@ -217,9 +240,13 @@ int ssa_context_take(struct ssa_sock *ssk, u64 id, char **text)
 		host_name = kmemdup_nul(name->value, name->len, GFP_KERNEL);
 		if (!host_name) {
 			ssa_settings_put(taken);
-			return -ENOMEM;
+			err = -ENOMEM;
+			goto out_worker;
 		}
 	}
+	/* Each worker has sessions of its own; else it is better to spread the sockets. */
+	if (ssa_settings_u32(taken, TLS_SESSION_REUSE))
+		ssa_sock_follow(ssk, worker);
 	err = replace(ssk, taken, text);
 	if (!err) {
 		ssa_lock(ssk);
@@ -229,5 +256,7 @@ int ssa_context_take(struct ssa_sock *ssk, u64 id, char **text)
 		ssa_unlock(ssk);
 	}
 	kfree(host_name);
+out_worker:
+	ssa_worker_put(worker);
 	return err;
 }

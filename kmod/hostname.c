@@ -89,7 +89,8 @@ void ssa_hostname_uninit(void)
  * @addr: of that family
  * @len: its length in bytes
  *
- * A length that ends with the name's NUL will do.
+ * A length that ends with the name's NUL will do, and so will that of a struct
+ * sockaddr_storage.
  *
  * Return: the address; ERR_PTR(-EINVAL) for a wrong length, an empty name or
  * one without its NUL.
@@ -99,8 +100,8 @@ const struct sockaddr_host *ssa_hostname_parse(const struct sockaddr *addr, int 
 	const struct sockaddr_host *host = (const struct sockaddr_host *)addr;
 	int room = len - (int)offsetof(struct sockaddr_host, sh_addr);
 
-	if (room <= 1 || room > (int)sizeof(host->sh_addr.name) || !host->sh_addr.name[0] ||
-	    !memchr(host->sh_addr.name, 0, room))
+	room = min_t(int, room, sizeof(host->sh_addr.name));
+	if (room <= 1 || !host->sh_addr.name[0] || !memchr(host->sh_addr.name, 0, room))
 		return ERR_PTR(-EINVAL);
 	return host;
 }

@@ -27,9 +27,9 @@ enum what {
 	REFUSED,	/* EOPNOTSUPP: TCP has it, a TLS socket must not */
 	ENDPOINT,	/* done on the endpoint */
 	/*
-	 * As ENDPOINT, but TCP writes to the program's memory with the endpoint
-	 * locked, which a program could make last: EOPNOTSUPP while the daemon
-	 * uses the endpoint.
+	 * As ENDPOINT, but TCP touches the program's memory with the endpoint
+	 * locked, which a program could make last for ever: EOPNOTSUPP unless it
+	 * is connected by kernel TLS, and nobody else uses the endpoint any more.
 	 */
 	APART,
 };
@@ -106,7 +106,7 @@ static const struct row tcp_rows[] = {
 	[TCP_TX_DELAY] = { ENDPOINT, ENDPOINT, INT }, /* when segments leave */
 	[TCP_AO_ADD_KEY] = { ENDPOINT, NONE, EACH }, /* signs segments, below TLS */
 	[TCP_AO_DEL_KEY] = { ENDPOINT, NONE, EACH }, /* as TCP_AO_ADD_KEY */
-	[TCP_AO_INFO] = { ENDPOINT, ENDPOINT, EACH }, /* as TCP_AO_ADD_KEY */
+	[TCP_AO_INFO] = { ENDPOINT, APART, EACH }, /* as TCP_AO_ADD_KEY */
 	[TCP_AO_GET_KEYS] = { NONE, APART, NOT }, /* as TCP_AO_ADD_KEY */
 	[TCP_AO_REPAIR] = { REFUSED, REFUSED, NOT }, /* as TCP_REPAIR */
 	[TCP_IS_MPTCP] = { NONE, ENDPOINT, NOT }, /* the endpoint is none: 0 */
@@ -260,9 +260,8 @@ static int refusal(struct ssa_sock *ssk, enum what what)
 {
 	switch (what) {
 	case APART:
-		if (ssa_state(ssk) != SSA_SOCKET_STATE_NEW &&
-		    (ssa_state(ssk) != SSA_SOCKET_STATE_CONNECTED ||
-		     ssk->kind != SSA_TRANSPORT_KTLS))
+		if (ssa_state(ssk) != SSA_SOCKET_STATE_CONNECTED ||
+		    ssk->kind != SSA_TRANSPORT_KTLS)
 			return -EOPNOTSUPP;
 		fallthrough;
 	case ENDPOINT:
@@ -404,10 +403,14 @@ int ssa_levels_set(struct ssa_sock *ssk, int level, int name, sockptr_t val, uns
 	/* IP takes no memory at all for zero. */
 	value = sockptr_is_null(val) ? val : KERNEL_SOCKPTR(rec->value);
 	err = READ_ONCE(endpoint->ops)->setsockopt(endpoint, level, name, value, rec->len);
-	if (!err && row->record && open)
+	if (!err && row->record && open) {
 		err = record_add(ssk, endpoint, row, rec);
-	else
+	} else {
+		/* What is not recorded has an answer. TCP passes over a fault there, too. */
+		if (!err && !row->record)
+			copy_to_sockptr(val, rec->value, len);
 		record_free(rec);
+	}
 	fput(file);
 	/* IP_TOS sets SO_PRIORITY, too. */
 	ssa_sockopt_mirror(ssk);

@@ -274,7 +274,7 @@ struct ssa_sock *ssa_listen_accepted(struct ssa_sock *ssk, struct ssa_worker *wo
 	} else {
 		child = child_new(ssk);
 		if (!IS_ERR(child))
-			counted = get_cred(ssk->counted);
+			counted = get_cred(ssk->counted.cred);
 	}
 	ssa_unlock(ssk);
 	if (IS_ERR(child))
@@ -383,7 +383,7 @@ static void queue_adopt(struct ssa_sock *ssk, unsigned long delay)
 	if (ssa_state(ssk) != SSA_SOCKET_STATE_LISTENING)
 		return;
 	sock_hold(ssa_to_sk(ssk));
-	if (mod_delayed_work(ssa_wq, &ssk->adopt, delay))
+	if (mod_delayed_work(ssa_adopt_wq, &ssk->adopt, delay))
 		__sock_put(ssa_to_sk(ssk));	/* queued already */
 }
 
@@ -431,8 +431,8 @@ static int wait_for_connection(struct ssa_sock *ssk, long timeout)
  * @flags: with O_NONBLOCK if the listening socket's file has it
  *
  * Return: 0; -EAGAIN, -EINTR as TCP's accept(); -EINVAL for a socket that does
- * not listen; once, the error with which the daemon has refused to serve it
- * any more, a new one after the death of its worker.
+ * not listen; once for each try, the error with which a worker that took the place
+ * of another one has refused to serve it.
  */
 int ssa_sock_accept(struct socket *sock, struct socket *newsock, int flags)
 {
@@ -591,9 +591,9 @@ void ssa_listen_close(struct ssa_sock *ssk)
  */
 void ssa_listen_stop(struct ssa_sock *ssk)
 {
-	const struct cred *counted;
 	struct ssa_worker *worker;
 	struct ssa_notice *notice;
+	struct ssa_count counted;
 
 	/* A second thread at this finds nothing left to do. */
 	ssa_listen_close(ssk);
@@ -608,7 +608,7 @@ void ssa_listen_stop(struct ssa_sock *ssk)
 	counted = ssk->counted;
 	ssk->worker = NULL;
 	ssk->close = NULL;
-	ssk->counted = NULL;
+	ssk->counted = (struct ssa_count){};
 	ssa_unlock(ssk);
 	mutex_unlock(&ssk->control);
 	ssa_worker_forget(worker, notice);

@@ -16,8 +16,10 @@ module_param_named(connect_timeout_ms, ssa_connect_timeout_ms, uint, 0644);
 MODULE_PARM_DESC(connect_timeout_ms,
 		 "Longest connect(), should the daemon never answer; it has deadlines of its own");
 
-/* Of our own, so that the module outlasts what runs on it. */
+/* Of our own, so that the module outlasts what runs on them. */
 struct workqueue_struct *ssa_wq;
+/* Apart, for this work waits for workers: deadlines must not queue behind it. */
+struct workqueue_struct *ssa_adopt_wq;
 
 static int __init ssa_init(void)
 {
@@ -26,9 +28,13 @@ static int __init ssa_init(void)
 	ssa_wq = alloc_workqueue("ssa", 0, 0);
 	if (!ssa_wq)
 		return -ENOMEM;
+	err = -ENOMEM;
+	ssa_adopt_wq = alloc_workqueue("ssa_adopt", WQ_UNBOUND, 0);
+	if (!ssa_adopt_wq)
+		goto err_wq;
 	err = ssa_worker_init();
 	if (err)
-		goto err_wq;
+		goto err_adopt_wq;
 	err = genl_register_family(&ssa_nl_family);
 	if (err)
 		goto err_worker;
@@ -41,6 +47,8 @@ err_family:
 	genl_unregister_family(&ssa_nl_family);
 err_worker:
 	ssa_worker_uninit();
+err_adopt_wq:
+	destroy_workqueue(ssa_adopt_wq);
 err_wq:
 	destroy_workqueue(ssa_wq);
 	return err;
@@ -52,6 +60,7 @@ static void __exit ssa_exit(void)
 	ssa_proto_uninit();
 	genl_unregister_family(&ssa_nl_family);
 	ssa_worker_uninit();
+	destroy_workqueue(ssa_adopt_wq);
 	destroy_workqueue(ssa_wq);
 }
 

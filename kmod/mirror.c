@@ -48,7 +48,7 @@ static const struct row {
 	[SO_REUSEPORT] = { COPIED, KEPT }, /* what bind() takes */
 	[SO_PASSCRED] = { KEPT, KEPT }, /* no effect: nothing but data comes in */
 	[SO_PEERCRED] = { NONE, KEPT }, /* nobody, as in TCP */
-	[SO_RCVLOWAT] = { KEPT, KEPT }, /* counted in bytes of the program's (transport.c) */
+	[SO_RCVLOWAT] = { KEPT, KEPT }, /* counted in bytes of the program's (receive.c) */
 	[SO_SNDLOWAT] = { NONE, KEPT }, /* 1, as in TCP */
 	[SO_RCVTIMEO_OLD] = { COPIED, KEPT }, /* to the transport, which waits */
 	[SO_SNDTIMEO_OLD] = { COPIED, KEPT }, /* to the transport, which waits */
@@ -204,10 +204,10 @@ static void copy(struct ssa_sock *ssk, struct sock *to, const struct ssa_mirror 
 	bool linger = new->flags & BIT(SOCK_LINGER);
 
 	/*
-	 * But on ktls the endpoint is closed by the daemon last, which must not
-	 * wait; ssa_transport_close() does. A reset needs no waiting.
+	 * But the daemon may be the last to close it, and must not wait:
+	 * ssa_transport_close() does. A reset needs no waiting.
 	 */
-	if (ssk->kind != SSA_TRANSPORT_KTLS && new->lingertime)
+	if (new->lingertime)
 		linger = false;
 
 	lock_sock(to);

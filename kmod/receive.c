@@ -242,8 +242,12 @@ static int rx_once(struct ssa_sock *ssk, struct socket *transport, struct msghdr
 		}
 		if (!ret && len) {
 			if (ssk->kind == SSA_TRANSPORT_KTLS && !READ_ONCE(ssk->rx_end) &&
-			    !ktls_at_end(transport->sk))
+			    !ktls_at_end(transport->sk)) {
+				/* There may be any number of such. */
+				if (signal_pending(current))
+					return -ERESTARTSYS;
 				continue;
+			}
 			return rx_ended(ssk);
 		}
 		if (ssa_transport_broke(ssk, ret))
@@ -388,10 +392,12 @@ int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 	msg->msg_name = name;
 	msg->msg_namelen = 0;
 	msg->msg_flags &= ~(MSG_CTRUNC | MSG_EOR);
-	if (likely(ret > 0) && !(flags & MSG_PEEK))
+	if (likely(ret > 0) && !(flags & MSG_PEEK)) {
 		atomic64_add(ret, &ssk->received);
-	else if (ret < 0)
+		ssa_record_data(ssk);
+	} else if (ret < 0) {
 		ssa_transport_error_returned(sock->sk, ret);
+	}
 	return ret;
 }
 
@@ -428,6 +434,7 @@ ssize_t ssa_splice_read(struct socket *sock, loff_t *ppos, struct pipe_inode_inf
 		ssa_transport_forgive(ssk, ret);
 		if (ret > 0) {
 			atomic64_add(ret, &ssk->received);
+			ssa_record_data(ssk);
 			return ret;
 		}
 		if (unlikely(gave_up) && len && ktls_has_no_more(transport->sk, ret))
@@ -447,8 +454,13 @@ ssize_t ssa_splice_read(struct socket *sock, loff_t *ppos, struct pipe_inode_inf
 			 */
 			if (ssk->kind == SSA_TRANSPORT_KTLS && !READ_ONCE(ssk->rx_end) &&
 			    (!ktls_at_end(transport->sk) || ssa_readiness_peek(ssk, 1) ||
-			     !ktls_at_end(transport->sk)))
+			     !ktls_at_end(transport->sk))) {
+				/* Or there is no memory. */
+				if (signal_pending(current))
+					return -ERESTARTSYS;
+				cond_resched();
 				continue;
+			}
 			return rx_ended(ssk);
 		}
 		if (ret == -EBADMSG || ret == -EMSGSIZE)

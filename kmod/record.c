@@ -16,6 +16,9 @@
 
 #include "ssa.h"
 
+/* In a row. Servers send a few tickets at once; nobody sends thousands. */
+#define CONTROLS_MAX 4096
+
 enum {	/* RFC 8446, 4; RFC 5246, 7.4 */
 	MESSAGE_HELLO_REQUEST	= 0,
 	MESSAGE_CLIENT_HELLO	= 1,
@@ -314,6 +317,31 @@ static void handle_handshake(struct ssa_sock *ssk, const u8 *buf, int len)
 	}
 }
 
+/*
+ * One more that brought no data. While there are such, a read or poll() goes on,
+ * even one that is not to wait: the peer must not keep it up for ever.
+ */
+static void count(struct ssa_sock *ssk)
+{
+	u32 controls = READ_ONCE(ssk->controls) + 1;
+
+	WRITE_ONCE(ssk->controls, controls);
+	if (controls <= CONTROLS_MAX || ssk->rx_end)
+		return;
+	set_text(ssk, "The peer sent more than %u records without data between.", CONTROLS_MAX);
+	ssa_record_fail(ssk, SSA_ALERT_UNEXPECTED_MESSAGE);
+}
+
+/**
+ * ssa_record_data - the program has read data
+ * @ssk: connected by ktls; no lock is held
+ */
+void ssa_record_data(struct ssa_sock *ssk)
+{
+	if (unlikely(READ_ONCE(ssk->controls)))
+		WRITE_ONCE(ssk->controls, 0);
+}
+
 /**
  * ssa_record_handle - act on the control record at the head, if there is one
  * @ssk: connected by ktls; its lock is not held
@@ -362,6 +390,7 @@ int ssa_record_handle(struct ssa_sock *ssk)
 		ssa_record_fail(ssk, SSA_ALERT_UNEXPECTED_MESSAGE);
 		break;
 	}
+	count(ssk);
 	ret = 1;
 
 out_free:

@@ -412,6 +412,7 @@ static int request_simple(struct ssa_request *req, struct ssa_sock *ssk, struct 
  */
 int ssa_request_socket(struct ssa_sock *ssk)
 {
+	size_t executable = ssk->executable ? strlen(ssk->executable) + 1 : 0;
 	struct ssa_request *req;
 	struct sk_buff *skb;
 	void *hdr;
@@ -419,7 +420,7 @@ int ssa_request_socket(struct ssa_sock *ssk)
 	req = request_begin(ssk, SSA_CMD_SOCKET);
 	if (IS_ERR(req))
 		return PTR_ERR(req);
-	skb = request_message(req, ssk, NLMSG_DEFAULT_SIZE + nla_total_size(PATH_MAX), &hdr);
+	skb = request_message(req, ssk, SSA_NL_SOCKET_SIZE + nla_total_size(executable), &hdr);
 	if (!skb || ssa_nl_put_socket(skb, ssk) ||
 	    (ssk->executable && nla_put_string(skb, SSA_A_EXECUTABLE, ssk->executable))) {
 		nlmsg_free(skb);

@@ -274,6 +274,33 @@ err_text:
 }
 
 /**
+ * ssa_sock_follow - have a socket served by the worker of another one
+ * @ssk: NEW, its control lock is held
+ * @worker: of the other one, referenced by the caller; or NULL
+ *
+ * So that it finds the sessions that the other one has left there. If that can't
+ * be, it stays where it is, and does without them.
+ */
+void ssa_sock_follow(struct ssa_sock *ssk, struct ssa_worker *worker)
+{
+	struct ssa_worker *old = ssk->worker;
+
+	if (!worker || worker == old || ssa_worker_is_leaving(worker))
+		return;
+	/* Now or not at all: should it come back, CLOSE must not come after that. */
+	if (ssa_worker_close(old, ssk))
+		return;
+	refcount_inc(&worker->ref);
+	atomic_inc(&worker->sockets);
+	ssa_lock(ssk);
+	ssk->worker = worker;
+	ssa_unlock(ssk);
+	ssk->introduced = false;
+	atomic_dec(&old->sockets);
+	ssa_worker_put(old);
+}
+
+/**
  * ssa_sock_set_wait_class - before anybody can wait on a socket
  * @sock: of a TLS socket
  */
@@ -438,8 +465,8 @@ void ssa_sock_destroy(struct sock *sk)
 	struct file *endpoint_file, *channel_file;
 	struct ssa_sock *ssk = ssa_sk(sk);
 	struct ssa_settings *settings;
-	const struct cred *counted;
 	struct ssa_worker *worker;
+	struct ssa_count counted;
 	struct ssa_facts *facts;
 	char *text, *host_name;
 	struct ssa_request *req;
@@ -486,7 +513,7 @@ void ssa_sock_destroy(struct sock *sk)
 	ssk->channel_file = NULL;
 	ssk->transport = NULL;
 	ssk->worker = NULL;
-	ssk->counted = NULL;
+	ssk->counted = (struct ssa_count){};
 	ssk->facts = NULL;
 	ssk->error_text = NULL;
 	ssk->host_name = NULL;
@@ -578,8 +605,8 @@ int ssa_sock_bind(struct socket *sock, struct sockaddr *addr, int len)
 	if (err)
 		goto out;
 	err = ssa_request_bind(ssk);
-	/* It is bound, and CONNECT and LISTEN tell the worker of it again. */
-	if (err == -ENOMEM)
+	/* It is bound, and CONNECT and LISTEN tell a worker of it again. */
+	if (err == -ENOMEM || err == -ECANCELED || err == -ENOBUFS)
 		err = 0;
 out:
 	mutex_unlock(&ssk->control);
@@ -640,7 +667,8 @@ static int connect_result(struct ssa_sock *ssk)
 		ssk->connect_reported = true;
 		err = ssa_state(ssk) == SSA_SOCKET_STATE_CLOSED ? -ECONNABORTED
 								: ssk->connect_error;
-		sk->sk_err = 0;	/* returned now, so not to SO_ERROR again */
+		if (err)
+			sk->sk_err = 0;	/* returned now, so not to SO_ERROR again */
 	}
 	ssa_unlock(ssk);
 	return err;
@@ -665,12 +693,13 @@ static int check_remote(struct ssa_sock *ssk, const struct sockaddr *addr, int l
 {
 	int family = ssa_to_sk(ssk)->sk_family;
 
+	if (len > (int)sizeof(struct sockaddr_storage))
+		return -EINVAL;
 	if (addr->sa_family == ssa_hostname_family)
 		return PTR_ERR_OR_ZERO(ssa_hostname_parse(addr, len));
 	if (addr->sa_family != family)
 		return -EAFNOSUPPORT;
-	if (len > (int)sizeof(struct sockaddr_storage) ||
-	    len < (int)(family == AF_INET6 ? SIN6_LEN_RFC2133 : sizeof(struct sockaddr_in)))
+	if (len < (int)(family == AF_INET6 ? SIN6_LEN_RFC2133 : sizeof(struct sockaddr_in)))
 		return -EINVAL;
 	return 0;
 }
@@ -727,6 +756,8 @@ static int connect_begin(struct ssa_sock *ssk, struct sockaddr *addr, int len)
 	ssa_sockopt_mirror(ssk);
 
 	req = attempt_new(ssk, addr);
+	if (req == ERR_PTR(-ECANCELED))
+		set_text_locked(ssk, "The TLS daemon stopped just now; see its log.");
 	if (IS_ERR(req))
 		return PTR_ERR(req);
 
@@ -814,7 +845,7 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 {
 	struct sock *sk = ssa_to_sk(ssk);
 	struct ssa_worker *forgotten = NULL;
-	const struct cred *counted = NULL;
+	struct ssa_count counted = {};
 	int err = res->error;
 
 	ssa_lock(ssk);
@@ -855,8 +886,11 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 	ssa_levels_free(ssk);
 	if (res->from_worker && ssk->kind != SSA_TRANSPORT_CHANNEL) {
 		swap(counted, ssk->counted);
-		/* One that wants to see tickets is to hear of the end as well. */
-		if (!ssk->tickets)
+		/*
+		 * One that wants to see tickets is to hear of the end as well;
+		 * one that has the session is known to those who want it, too.
+		 */
+		if (!ssk->tickets && !ssa_settings_u32(ssk->settings, TLS_SESSION_REUSE))
 			swap(forgotten, ssk->worker);
 	}
 	ssa_unlock(ssk);

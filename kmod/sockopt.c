@@ -143,6 +143,9 @@ static char *set_error_text(const struct option *opt, int err)
 	case -EOPNOTSUPP:
 		return kasprintf(GFP_KERNEL, "%s can be set before connect() or listen() only.",
 				 opt->title);
+	case -ENOBUFS:
+		return kasprintf(GFP_KERNEL,
+				 "%s is too much beside what is set on this socket.", opt->title);
 	default:
 		return kasprintf(GFP_KERNEL, "The value of %s could not be read (%pe).",
 				 opt->title, ERR_PTR(err));
@@ -184,13 +187,18 @@ static int set_option(struct ssa_sock *ssk, const struct option *opt, sockptr_t 
 	if (IS_ERR(with)) {
 		err = PTR_ERR(with);
 		with = NULL;
+		if (err == -ENOBUFS)
+			text = set_error_text(opt, err);
 		goto out_unlock;
 	}
+	err = ssa_user_recount(ssk, max(with->len, ssa_settings_len(ssk->settings)), &text);
+	if (err)
+		goto out_unlock;
 	if (opt->source == FROM_HOST_NAME) {
 		err = -ENOMEM;
 		host_name = kmemdup_nul(set->value, set->len, GFP_KERNEL);
 		if (!host_name)
-			goto out_unlock;
+			goto out_recount;
 	}
 
 	err = ssa_sock_introduce(ssk, NULL);
@@ -204,6 +212,8 @@ static int set_option(struct ssa_sock *ssk, const struct option *opt, sockptr_t 
 		ssa_unlock(ssk);
 	}
 	kfree(host_name);
+out_recount:
+	ssa_user_recount(ssk, ssa_settings_len(ssk->settings), NULL);
 out_unlock:
 	mutex_unlock(&ssk->control);
 out_free:
@@ -225,8 +235,8 @@ out_text:
  * Return: 0; -ENOPROTOOPT for an option that is unknown or can't be set;
  * -EOPNOTSUPP in a wrong state; -EINVAL, -EFAULT, -EMSGSIZE for a wrong value;
  * errors of reading a file; -ENOENT or -EINVAL of ssa_context_take(); -ENOBUFS
- * if there are too many; -EPROTO if the policy forbids it; -ECANCELED without a
- * daemon.
+ * if there are too many, or the user has too much set on his sockets; -EPROTO if
+ * the policy forbids it; -ECANCELED without a daemon.
  */
 int ssa_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len)
 {
@@ -324,6 +334,7 @@ int ssa_getsockopt(struct socket *sock, int level, int name, char __user *val, i
 	struct ssa_sock *ssk = ssa_sk(sock->sk);
 	const struct option *opt;
 	struct ssa_facts *facts;
+	u32 value;
 	int room;
 	u64 id;
 
@@ -355,7 +366,10 @@ int ssa_getsockopt(struct socket *sock, int level, int name, char __user *val, i
 		ssa_unlock(ssk);
 		return put_value(&id, sizeof(id), room, val, len);
 	case FROM_SETTING:
-		return put_u32(ssa_settings_get_u32(ssk, opt->name), room, val, len);
+		ssa_lock(ssk);
+		value = ssa_settings_u32(ssk->settings, opt->name);
+		ssa_unlock(ssk);
+		return put_u32(value, room, val, len);
 	case FROM_HOST_NAME:
 		return put_locked_string(ssk, &ssk->host_name, room, val, len);
 	case FROM_ERROR_TEXT:

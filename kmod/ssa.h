@@ -99,6 +99,12 @@ struct ssa_settings {
 	struct ssa_setting *set[] __counted_by(nr);
 };
 
+/* Whom a socket counts for, NULL: nobody, and as how many (user.c). */
+struct ssa_count {
+	const struct cred *cred;
+	u32 nr;
+};
+
 /* The options of SOL_SOCKET, as they were when last copied (mirror.c). */
 struct ssa_mirror {
 	unsigned long flags;
@@ -155,7 +161,7 @@ struct ssa_sock {
 	char *error_text;
 	char *host_name;
 	struct ssa_facts *facts;
-	const struct cred *counted;	/* whom it counts for, or NULL (user.c) */
+	struct ssa_count counted;
 
 	/*
 	 * Under control; dropped by destroy, under lock. The settings and the
@@ -190,6 +196,7 @@ struct ssa_sock {
 	u32 hs_left;			/* bytes of a handshake message to come */
 	u8 hs_header[4];
 	u8 hs_header_len;
+	u32 controls;			/* such records since there was data */
 	u32 tickets;			/* that the worker still wants to see */
 	u8 *ticket;			/* one that has come in part, or NULL */
 	u32 ticket_len;
@@ -254,6 +261,7 @@ int ssa_state_errno(enum ssa_socket_state state, enum ssa_call call);
 
 /* socket.c: life of a TLS socket */
 extern struct workqueue_struct *ssa_wq;
+extern struct workqueue_struct *ssa_adopt_wq;
 int ssa_sock_init(struct sock *sk);
 int ssa_sock_setup(struct ssa_sock *ssk);
 void ssa_sock_publish(struct ssa_sock *ssk);
@@ -268,6 +276,7 @@ int ssa_getname(struct socket *sock, struct sockaddr *addr, int peer);
 int ssa_sock_release(struct socket *sock);
 void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ssa_result *res);
 int ssa_sock_introduce(struct ssa_sock *ssk, char **text);
+void ssa_sock_follow(struct ssa_sock *ssk, struct ssa_worker *worker);
 void ssa_sock_set_text(struct ssa_sock *ssk, const char *text);
 void ssa_sock_take_text(struct ssa_sock *ssk, char *text);
 struct ssa_sock *ssa_sock_get(u64 id);
@@ -386,6 +395,7 @@ enum {	/* RFC 8446, 6 */
 };
 
 int ssa_record_handle(struct ssa_sock *ssk);
+void ssa_record_data(struct ssa_sock *ssk);
 void ssa_record_forget(struct ssa_sock *ssk);
 int ssa_record_send_alert(struct socket *transport, u8 level, u8 description);
 void ssa_record_fail(struct ssa_sock *ssk, u8 description);
@@ -399,7 +409,8 @@ void ssa_setting_put(struct ssa_setting *set);
 void ssa_settings_put(struct ssa_settings *settings);
 struct ssa_settings *ssa_settings_with(const struct ssa_settings *old, struct ssa_setting *set,
 				       bool repeatable);
-u32 ssa_settings_get_u32(struct ssa_sock *ssk, u32 option);
+u32 ssa_settings_u32(const struct ssa_settings *settings, u32 option);
+u32 ssa_settings_len(const struct ssa_settings *settings);
 int ssa_context_take(struct ssa_sock *ssk, u64 id, char **text);
 
 /* levels.c: options of TCP and IP */
@@ -492,11 +503,13 @@ bool ssa_worker_is(struct ssa_worker *worker, struct sk_buff *skb);
 int ssa_worker_send(struct ssa_worker *worker, struct sk_buff *skb);
 struct ssa_notice *ssa_notice_new(struct ssa_sock *ssk, u8 cmd);
 void ssa_worker_notify(struct ssa_worker *worker, struct ssa_notice *notice);
+int ssa_worker_close(struct ssa_worker *worker, struct ssa_sock *ssk);
 void ssa_worker_forget(struct ssa_worker *worker, struct ssa_notice *close);
 
 /* user.c: how many sockets a user may have */
 int ssa_user_count(struct ssa_sock *ssk, const struct cred *cred);
-void ssa_user_uncount(const struct cred *counted);
+int ssa_user_recount(struct ssa_sock *ssk, u32 len, char **text);
+void ssa_user_uncount(struct ssa_count counted);
 
 /* window.c: places where a test can have a call wait */
 enum ssa_window {
@@ -530,6 +543,10 @@ static inline int ssa_nl_put_u64(struct sk_buff *skb, int attr, u64 value)
 }
 
 struct sk_buff *ssa_nl_new(u8 cmd, size_t payload, void **hdr);
+/* Room for what ssa_nl_put_socket() puts. */
+#define SSA_NL_SOCKET_SIZE \
+	(4 * nla_total_size(sizeof(u32)) + nla_total_size(sizeof(u64)) + \
+	 nla_total_size(TASK_COMM_LEN))
 int ssa_nl_put_socket(struct sk_buff *skb, struct ssa_sock *ssk);
 int ssa_nl_put_address(struct sk_buff *skb, int attr, struct ssa_sock *ssk);
 

@@ -18,7 +18,7 @@
 
 #include "ssa.h"
 
-/* Room for such a piece and what kernel TLS holds back, encrypted. */
+/* Room for a piece of a write (send.c) and what kernel TLS holds back, encrypted. */
 #define CLOSE_ROOM SZ_1M
 
 /* Ticks that TCP may take to get memory for what is encrypted. */
@@ -65,6 +65,12 @@ static int transport_wake(wait_queue_entry_t *wait, unsigned int mode, int sync,
 	return 0;
 }
 
+/* By the CPU, or record by record by a device; a whole TLS of a device's is not ours. */
+static bool in_kernel(u8 conf)
+{
+	return conf == TLS_SW || conf == TLS_HW;
+}
+
 /**
  * ssa_transport_ktls_ready - does kernel TLS encrypt and decrypt on a socket?
  * @sk: a TCP socket, locked
@@ -77,7 +83,7 @@ bool ssa_transport_ktls_ready(struct sock *sk)
 	if (!ulp || strcmp(ulp->name, "tls"))
 		return false;
 	ctx = tls_get_ctx(sk);
-	return ctx && ctx->tx_conf != TLS_BASE && ctx->rx_conf != TLS_BASE;
+	return ctx && in_kernel(ctx->tx_conf) && in_kernel(ctx->rx_conf);
 }
 
 /**
@@ -351,6 +357,17 @@ static void channel_linger(struct ssa_sock *ssk, long timeout)
 					 READ_ONCE(tsk->sk_shutdown) == SHUTDOWN_MASK, timeout);
 }
 
+/* Waits until the peer has acknowledged what was written, as TCP's close() does. */
+static void ktls_linger(struct ssa_sock *ssk, long timeout)
+{
+	struct sock *tsk = ssk->transport->sk;
+
+	kernel_sock_shutdown(ssk->transport, SHUT_WR);
+	lock_sock(tsk);
+	sk_stream_wait_close(tsk, timeout);
+	release_sock(tsk);
+}
+
 /* Before the daemon, which has it as well, can say goodbye in our stead. */
 static void reset_endpoint(struct socket *endpoint)
 {
@@ -390,6 +407,8 @@ void ssa_transport_close(struct ssa_sock *ssk)
 		       ssa_record_handle(ssk) > 0)
 			;
 		send_close_notify(ssk);
+		if (linger && !(current->flags & PF_EXITING))
+			ktls_linger(ssk, sk->sk_lingertime);
 	} else {
 		kernel_sock_shutdown(ssk->transport, SHUT_WR);
 		if (linger && !(current->flags & PF_EXITING))

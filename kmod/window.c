@@ -34,6 +34,10 @@ static const char * const names[] = {
 static int window;
 static DECLARE_WAIT_QUEUE_HEAD(changed);
 
+static int late;
+module_param_named(window_late, late, int, 0444);
+MODULE_PARM_DESC(window_late, "Calls that went on by themselves, since nobody let them");
+
 static int set(const char *val, const struct kernel_param *kp)
 {
 	int found = sysfs_match_string(names, val);
@@ -62,5 +66,6 @@ MODULE_PARM_DESC(window, "Where calls wait, so that something can race with them
  */
 void ssa_window(enum ssa_window here)
 {
-	wait_event_timeout(changed, READ_ONCE(window) != here, LONGEST);
+	if (!wait_event_timeout(changed, READ_ONCE(window) != here, LONGEST))
+		WRITE_ONCE(late, READ_ONCE(late) + 1);
 }

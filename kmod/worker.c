@@ -145,22 +145,28 @@ bool ssa_worker_is(struct ssa_worker *worker, struct sk_buff *skb)
  * kernel's answers: once one message found no room, netlink drops all others as
  * well until the worker has read everything.
  *
- * Return: 0; -EAGAIN if the worker's buffer is full; -ECONNREFUSED or another
- * error of netlink_unicast() if it is gone.
+ * Not by netlink_unicast(), which looks for the port number: as soon as the worker
+ * has closed its socket anybody can have that, and there are private keys in some
+ * messages. What a socket has got that is closed meanwhile is freed with it.
+ *
+ * Return: 0; -EAGAIN if the worker's buffer is full; -ECONNREFUSED if it is gone.
  */
 int ssa_worker_send(struct ssa_worker *worker, struct sk_buff *skb)
 {
-	/* Its port number may be another's already. */
-	if (ssa_worker_is_gone(worker)) {
-		nlmsg_free(skb);
-		return -ECONNREFUSED;
-	}
-	if (atomic_read(&worker->netlink->sk_rmem_alloc) >
-	    READ_ONCE(worker->netlink->sk_rcvbuf) / 2) {
-		nlmsg_free(skb);
-		return -EAGAIN;
-	}
-	return genlmsg_unicast(&init_net, skb, worker->portid);
+	struct sock *to = worker->netlink;
+	int err = -ECONNREFUSED;
+
+	if (ssa_worker_is_gone(worker))
+		goto err_free;
+	err = -EAGAIN;
+	if (atomic_read(&to->sk_rmem_alloc) > READ_ONCE(to->sk_rcvbuf) / 2 ||
+	    __sock_queue_rcv_skb(to, skb))
+		goto err_free;
+	return 0;
+
+err_free:
+	nlmsg_free(skb);
+	return err;
 }
 
 static int send_notice(struct ssa_worker *worker, const struct ssa_notice *notice)
@@ -273,6 +279,21 @@ void ssa_worker_notify(struct ssa_worker *worker, struct ssa_notice *notice)
 out_free:
 	kfree(notice);
 	ssa_worker_put(worker);
+}
+
+/**
+ * ssa_worker_close - tell a worker that a socket is not its own any more
+ * @worker: that knows the socket
+ * @ssk: which lives on
+ *
+ * Return: 0, also if the worker is gone; -EAGAIN if it has no room; -ENOMEM.
+ */
+int ssa_worker_close(struct ssa_worker *worker, struct ssa_sock *ssk)
+{
+	const struct ssa_notice notice = { .socket = ssk->id, .cmd = SSA_CMD_CLOSE };
+	int err = send_notice(worker, &notice);
+
+	return err == -ECONNREFUSED ? 0 : err;
 }
 
 /**
@@ -421,13 +442,14 @@ u32 ssa_worker_owed(struct ssa_worker *worker)
 	return owed + atomic_read(&worker->pending);
 }
 
+/* A worker whose socket is closed, and had this number, which may be another's now. */
 static struct ssa_worker *take_worker(u32 portid)
 {
 	struct ssa_worker *worker;
 
 	lockdep_assert_held(&ssa_worker_lock);
 	list_for_each_entry(worker, &workers, list) {
-		if (worker->portid != portid)
+		if (worker->portid != portid || !sock_flag(worker->netlink, SOCK_DEAD))
 			continue;
 		list_del(&worker->list);
 		return worker;

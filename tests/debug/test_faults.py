@@ -241,7 +241,7 @@ def test_options_of_other_levels(faults: Faults, world: World, name: str) -> Non
     with world.new(family) as sock:
         if value:
             faults.each(f"setsockopt {name}", set_it)
-        if name != "TCP_MD5SIG":
+        if name not in {"TCP_MD5SIG", "IPV6_HOPOPTS"}:  # read never, or once connected
             faults.each(f"getsockopt {name}", get_it)
 
 

@@ -17,6 +17,7 @@ from ssad.wire import IPPROTO_TLS, TlsOption
 from tests.peers import clients, servers
 from tests.peers.clients import Target
 from tests.peers.pki import HOST
+from tests.system.daemon import workers
 from tests.system.program import (
     NOBODY,
     get_bytes,
@@ -34,23 +35,31 @@ from tests.system.program import (
     tls_socket,
 )
 from tests.system.server import listening, served
+from tests.system.test_cli import ssad
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.peers.pki import Pki
     from tests.peers.servers import Nginx
-    from tests.system.daemon import Daemon
+    from tests.system.daemon import Daemon, Transport
 
 pytestmark = pytest.mark.usefixtures("daemon")
 
 CONTEXT = TlsOption.TLS_CONTEXT
 TRUSTED = TlsOption.TLS_TRUSTED_PEER_CERTIFICATES
+CHECKS = (TlsOption.TLS_REVOCATION_CHECKS, TlsOption.TLS_OCSP_CHECKS, TlsOption.TLS_CRL_CHECKS)
 
 
 def take(sock: socket.socket, number: int) -> None:
     """Take over the settings of the socket with this number."""
     set_bytes(sock, CONTEXT, struct.pack("=Q", number))
+
+
+def fetch(sock: socket.socket) -> None:
+    """Fetch a page, and with it the tickets that come before."""
+    sock.sendall(b"GET /page HTTP/1.0\r\n\r\n")
+    assert receive_all(sock).startswith(b"HTTP/1.1 200")
 
 
 def greet(sock: socket.socket) -> None:
@@ -173,6 +182,59 @@ def test_nobody_takes_another_users(web: Nginx) -> None:
         assert in_child(elsewhere) == 0
         # None of it has changed anything.
         donor.connect(("127.0.0.1", web.ports["ecdsa", None]))
+
+
+@pytest.mark.parametrize("version", [0x0303, 0x0304], ids=["TLSv1.2", "TLSv1.3"])
+@pytest.mark.parametrize("transport", ["ktls", "channel"])
+def test_the_sessions_are_found_whichever_worker_has_them(
+    any_daemon: Daemon, web: Nginx, transport: Transport, version: int
+) -> None:
+    any_daemon.ensure(transport, worker_count=2)
+    target = "127.0.0.1", web.ports["ecdsa", None]
+    with tls_socket() as donor:
+        set_number(donor, TlsOption.TLS_SESSION_REUSE, 1)
+        set_number(donor, TlsOption.TLS_VERSION_MAX, version)
+        donor.connect(target)
+        fetch(donor)
+        for _ in range(4):
+            # However many sockets there are where it begins.
+            with tls_socket(host=None), tls_socket(host=None), tls_socket(host=None) as sock:
+                take(sock, get_id(donor))
+                sock.connect(target)
+                assert get_number(sock, TlsOption.TLS_RESUMED_SESSION) == 1
+                fetch(sock)
+        assert len(any_daemon.worker_pids) == 2
+
+
+def test_without_sessions_to_resume_sockets_are_spread(any_daemon: Daemon) -> None:
+    any_daemon.ensure("ktls", worker_count=2)
+    with tls_socket() as donor, tls_socket() as one, tls_socket() as two, tls_socket() as three:
+        for sock in (one, two, three):
+            take(sock, get_id(donor))
+        assert [worker["sockets"] for worker in workers()] == [2, 2]
+        # Those that have changed to the worker of the first are not known to the other any more.
+        set_number(donor, TlsOption.TLS_SESSION_REUSE, 1)
+        for sock in (one, two, three):
+            take(sock, get_id(donor))
+        assert sorted(worker["sockets"] for worker in workers()) == [0, 4]
+
+
+def test_what_is_refused_in_part_changes_nothing(any_daemon: Daemon, directory: Path) -> None:
+    policy = directory / "other.toml"
+    policy.write_text("")
+    policy.chmod(0o644)
+    any_daemon.ensure("ktls", "--config", str(policy))
+    with tls_socket() as sock, tls_socket(host="other.test") as donor:
+        set_number(donor, TlsOption.TLS_OCSP_CHECKS, 1)
+        set_number(donor, TlsOption.TLS_VERSION_MAX, 0x0303)
+        before = [get_number(sock, option) for option in CHECKS]
+        policy.write_text('[tls]\nversion_min = "1.3"\n')
+        assert ssad("reload").returncode == 0
+        # The check is taken over first, and then the version refused.
+        refused(errno.EPROTO, lambda: take(sock, get_id(donor)))
+        assert [get_number(sock, option) for option in CHECKS] == before
+        assert get_text(sock, TlsOption.TLS_HOSTNAME) == HOST
+        assert context_of(sock) == get_id(sock)
 
 
 def test_errors_change_nothing(pki: Pki) -> None:

@@ -40,6 +40,7 @@ from tests.system.record_model import (
     NEW_SESSION_TICKET,
     RECORD_OVERFLOW,
     SIDES,
+    UNEXPECTED_MESSAGE,
     USER_CANCELED,
     Model,
     message,
@@ -226,6 +227,28 @@ class TestTickets:
         worker.await_tickets(TICKETS_WANTED)
         assert worker.tickets == tickets[:TICKETS_WANTED]
 
+    def test_there_is_no_end_to_them_only_with_data_between(self, ends: Ends) -> None:
+        most = 4096
+        ticket = message(NEW_SESSION_TICKET, b"")
+
+        def send(count: int) -> None:
+            ends.peer.sendall(b"".join(ends.sending.seal(HANDSHAKE, ticket) for _ in range(count)))
+
+        def send_all() -> None:
+            for _ in range(2):
+                send(most)
+                ends.peer.sendall(ends.sending.seal(APPLICATION_DATA, b"data"))
+            send(most + 1)
+
+        sender = threading.Thread(target=send_all)
+        sender.start()
+        for _ in range(2):
+            assert receive_exactly(ends.program, 4) == b"data"
+        refused(errno.EPROTO, lambda: ends.program.recv(1))
+        sender.join()
+        assert f"more than {most} records without data" in tls_error(ends.program)
+        check_alert(ends, UNEXPECTED_MESSAGE)
+
     def test_many_in_one_record(self, ends: Ends, worker: OwnWorker) -> None:
         tickets = [message(NEW_SESSION_TICKET, b"%d" % number) for number in range(500)]
         ends.peer.sendall(ends.sending.seal(HANDSHAKE, b"".join(tickets)))
@@ -273,7 +296,7 @@ class TestSizes:
         if make.version == "TLSv1.2":
             return  # which has none
         with make() as ends:
-            wire = ends.sending.seal(APPLICATION_DATA, b"", padding=PLAIN_MAX) * 1
+            wire = ends.sending.seal(APPLICATION_DATA, b"", padding=PLAIN_MAX)
             ends.peer.sendall(wire + ends.sending.seal(APPLICATION_DATA, b"data"))
             assert receive_exactly(ends.program, 4) == b"data"
             for size in (1, 100, PLAIN_MAX - 1, PLAIN_MAX):

@@ -222,7 +222,7 @@ def test_what_is_no_name_is_einval(port: int) -> None:
         "no NUL within the length": full[: 4 + len(HOST)],
         "empty": host_address("", port),
         "too short": full[:4],
-        "too long": full + bytes(1),
+        "too long": full + bytes(5),
     }
     with host_socket() as sock, hosts(server_test=["127.0.0.1"]):
         for address in unusable.values():
@@ -230,6 +230,8 @@ def test_what_is_no_name_is_einval(port: int) -> None:
         refused(errno.EAFNOSUPPORT, lambda: connect_raw(sock, b"\2\0" + bytes(14)))
         # Nothing was begun. And the name's NUL is where the address may end.
         connect_raw(sock, full[: 5 + len(HOST)])
+    with host_socket() as sock, hosts(server_test=["127.0.0.1"]):
+        connect_raw(sock, full + bytes(4))  # as long as a struct sockaddr_storage
     for name in ("a..b", "127.1", "-a.test", "fe80::1%lo", "a b"):
         with host_socket() as sock:
             refused(errno.EINVAL, partial(connect_to, sock, name, port))
@@ -295,6 +297,7 @@ def test_a_race_is_given_up_when_the_program_gives_up(daemon: Daemon) -> None:
     with hosts(server_test=[*DEAD4, *DEAD6]), host_socket() as sock:
         sock.settimeout(0)
         refused(errno.EINPROGRESS, lambda: connect_to(sock, HOST, 443))
+        await_condition("TCP connects", connecting)
         assert listener_state(get_id(sock))["state"] == SocketState.CONNECTING
         assert disconnect(sock) == 0
         assert listener_state(get_id(sock))["state"] == SocketState.CLOSED
@@ -320,6 +323,7 @@ def test_the_workers_death_ends_a_race(any_daemon: Daemon) -> None:
     with hosts(server_test=DEAD4), host_socket() as sock:
         sock.settimeout(0)
         refused(errno.EINPROGRESS, lambda: connect_to(sock, HOST, 443))
+        await_condition("TCP connects", connecting)
         any_daemon.kill()
         assert select.select([], [sock], [], DEADLINE)[1]
         assert so_error(sock) == errno.ECANCELED

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ssad.wire import TlsOption
 from tests.peers import hostile
 from tests.peers.hostile import serving
 from tests.system.daemon import await_condition, socket_count
@@ -24,9 +25,13 @@ from tests.system.program import (
     await_child,
     connect,
     echo,
+    get_bytes,
     in_child,
     refused,
+    set_bytes,
+    set_number,
     start_child,
+    tls_error,
     tls_socket,
 )
 from tests.system.server import TlsListener, set_identity
@@ -38,6 +43,8 @@ if TYPE_CHECKING:
 
 PARAMETER = Path("/sys/module/ssa/parameters/sockets_per_user")
 FILE_MAX = Path("/proc/sys/fs/file-max")
+
+TRUSTED = TlsOption.TLS_TRUSTED_PEER_CERTIFICATES
 
 # Nobody else's.
 USER = 47110
@@ -201,6 +208,82 @@ class TestWhoItCountsFor:
             assert await_child(child) == 0
             for user in (USER, USER + 1):
                 assert in_child(open_one, user=user) == 0
+
+
+def trust(sock: socket.socket, pki: Pki, size: int) -> None:
+    """Set an option whose value has `size` bytes."""
+    set_bytes(sock, TRUSTED, pki.root.read_bytes().ljust(size, b"\n"))
+
+
+def take(sock: socket.socket, donor: socket.socket) -> None:
+    """Take over what is set on another socket."""
+    set_bytes(sock, TlsOption.TLS_CONTEXT, get_bytes(donor, TlsOption.TLS_ID))
+
+
+@pytest.mark.usefixtures("daemon")
+class TestWhatIsSet:
+    """It counts as well: 4 KiB as much as a socket."""
+
+    def test_more_than_the_limit_is_refused_and_what_was_set_before_stays(self, pki: Pki) -> None:
+        def set_too_much() -> None:
+            with tls_socket(host=None) as sock:
+                trust(sock, pki, 12 << 10)
+                too_many()
+                refused(errno.ENOBUFS, lambda: trust(sock, pki, 16 << 10))
+                assert "too much set on TLS sockets" in tls_error(sock)
+                too_many()
+                # What takes its place is less, and makes room.
+                trust(sock, pki, (12 << 10) - 1)
+                open_one()
+                with tls_socket(host=None):
+                    too_many()
+
+        with limited(4):
+            assert in_child(set_too_much, user=USER) == 0
+            for _ in range(2):  # all of it is given back
+                assert in_child(set_too_much, user=USER) == 0
+
+    def test_what_the_daemon_refuses_does_not_count(self) -> None:
+        def set_nonsense() -> None:
+            with tls_socket(host=None) as sock:
+                garbage = b"-----BEGIN CERTIFICATE-----\n".ljust(8 << 10, b"!")
+                refused(errno.EINVAL, lambda: set_bytes(sock, TRUSTED, garbage))
+                open_one()
+
+        with limited(3):
+            assert in_child(set_nonsense, user=USER) == 0
+
+    def test_what_is_taken_over_counts_for_each_that_has_it(self, pki: Pki) -> None:
+        def take_too_much() -> None:
+            with tls_socket(host=None) as donor, tls_socket(host=None) as sock:
+                trust(donor, pki, 12 << 10)
+                take(sock, donor)
+                with tls_socket(host=None) as third:
+                    refused(errno.ENOBUFS, lambda: take(third, donor))
+                    assert "too much set on TLS sockets" in tls_error(third)
+                    # It is as it was: with little set, and served.
+                    set_number(third, TlsOption.TLS_SESSION_REUSE, 1)
+                donor.close()
+                with tls_socket(host=None) as fourth, tls_socket(host=None):
+                    take(fourth, sock)
+                    too_many()
+
+        with limited(9):
+            assert in_child(take_too_much, user=USER) == 0
+
+    def test_it_does_not_count_any_more_once_the_daemon_is_done_with_it(
+        self, pki: Pki, echo_server: Server
+    ) -> None:
+        def use() -> None:
+            with tls_socket() as sock:
+                trust(sock, pki, 12 << 10)
+                too_many()
+                sock.connect((echo_server.address, echo_server.port))
+                with tls_socket() as second:
+                    trust(second, pki, 12 << 10)
+
+        with limited(4):
+            assert in_child(use, user=USER) == 0
 
 
 class TestWhatCounts:

@@ -11,8 +11,8 @@ import select
 import socket
 import struct
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
@@ -31,6 +31,7 @@ from tests.peers import hostile
 from tests.peers.hostile import serving
 from tests.system.daemon import socket_count, sockets
 from tests.system.netlink import (
+    NETLINK_GENERIC,
     NLM_F_REQUEST,
     Answer,
     Raw,
@@ -380,6 +381,72 @@ class TestWorkerThatMisbehaves:
         with worker.connecting() as (sock, _, _request):
             worker.raw.socket.close()
             assert so_error(sock) == errno.ECANCELED
+
+
+class Impostor(threading.Thread):
+    """Takes a port number as soon as it is free, and all that comes."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self._port = port
+        self._end = threading.Event()
+        self.taken = threading.Event()
+        self.found: list[bytes] = []
+
+    def run(self) -> None:
+        """Do so until the end of the context."""
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC) as sock:
+            sock.settimeout(0.05)
+            while not self._end.is_set():
+                try:
+                    if self.taken.is_set():
+                        self.found.append(sock.recv(1 << 16))
+                    else:
+                        sock.bind((self._port, 0))
+                        self.taken.set()
+                except TimeoutError:
+                    continue
+                except OSError as error:
+                    if error.errno != errno.EADDRINUSE:
+                        raise
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self.join()
+
+
+@pytest.mark.usefixtures("no_daemon")
+class TestWorkerThatIsGone:
+    """Its port number is anybody's."""
+
+    def test_who_takes_its_number_gets_nothing(self) -> None:
+        ended = threading.Event()
+
+        def open_sockets() -> None:
+            while not ended.is_set():
+                with suppress(OSError):
+                    tls_socket(host=None).close()
+
+        programs = [threading.Thread(target=open_sockets) for _ in range(2)]
+        for program in programs:
+            program.start()
+        try:
+            for round_ in range(20):
+                with Raw() as raw, Impostor(raw.socket.getsockname()[0]) as impostor:
+                    worker = Worker(raw)
+                    for _ in range(1 + round_):
+                        assert worker.complete(worker.next(Command.SOCKET)[0]).error == 0
+                    raw.socket.close()
+                    assert impostor.taken.wait(30)
+                assert impostor.found == []
+        finally:
+            ended.set()
+            for program in programs:
+                program.join()
 
 
 def test_the_module_knows_what_a_socket_does(any_daemon: Daemon, echo_server: Server) -> None:
