@@ -13,6 +13,7 @@ import pytest
 
 from ssad.exits import Exit
 from ssad.wire import TlsOption
+from tests import levels
 from tests.contract.conftest import ROOT
 
 MAN = ROOT / "man"
@@ -26,6 +27,18 @@ REFUSED_IN = {
         *("connection.py", "context.py", "errors.py", "handshake.py", "ktls.py"),
         *("resolver.py", "revocation.py"),
     ],
+}
+# The module's functions that programs call, and the page of each.
+PAGE_OF = {
+    "ssa_sock_init": "socket-tls.2",
+    "ssa_sock_bind": "bind-tls.2",
+    "ssa_sock_connect": "connect-tls.2",
+    "ssa_sock_listen": "listen-tls.2",
+    "ssa_sock_accept": "accept-tls.2",
+    "ssa_setsockopt": "getsockopt-tls.2",
+    "ssa_getsockopt": "getsockopt-tls.2",
+    "ssa_sendmsg": "tls-socket.7",
+    "ssa_recvmsg": "tls-socket.7",
 }
 TYPES = {
     "VALUE_U32": "int",
@@ -54,7 +67,9 @@ def section(text: str, name: str) -> str:
 
 
 def errors(name: str) -> list[str]:
-    return re.findall(r"^\.It Bq Er (\w+)$", section(page(name), "ERRORS"), re.MULTILINE)
+    # mdoc(7) has no section for them outside of 2, 3, 4 and 9.
+    text = page(name).replace(".Ss Errors\n", ".Sh ERRORS\n").replace("\n.Ss ", "\n.Sh ")
+    return re.findall(r"^\.It Bq Er (\w+)$", section(text, "ERRORS"), re.MULTILINE)
 
 
 def c_source(name: str) -> str:
@@ -109,6 +124,31 @@ def test_the_options_that_are_refused_are_those_of_the_module() -> None:
     assert {name for tag in tags for name in tag.split(" , ")} == refused
 
 
+def socket_options() -> dict[str, tuple[str, str, list[str]]]:
+    """Return what is done to set and to get each option of SOL_SOCKET, and the errnos that are
+    said, as the page has it."""
+    text = section(page("getsockopt-tls.2"), "DESCRIPTION")
+    listed = text.split(".Ss Options of SOL_SOCKET\n")[1].split("\n.Ss ", maxsplit=1)[0]
+    found = {}
+    for set_, get, group in re.findall(
+        r"^Set: (\w+); get: (\w+):\n\.Bl (.*?)^\.El$", listed, re.MULTILINE | re.DOTALL
+    ):
+        for tags, why in re.findall(r"^\.It Dv (.*)\n((?:(?!\.It ).*\n)+)", group, re.MULTILINE):
+            for name in tags.split(" , "):
+                assert name not in found, f"{name} is listed twice"
+                found[name] = set_, get, re.findall(r"^\.Er (\w+)", why, re.MULTILINE)
+    return found
+
+
+def test_what_the_page_says_of_options_of_sockets_is_what_the_module_does() -> None:
+    known: dict[str, tuple[str, str, list[str]]] = {}
+    for row in levels.rows("socket_rows"):
+        name = re.sub(r"_(OLD|NEW)$", "", row.name)  # programs say neither
+        does = row.set.lower(), row.get.lower(), re.findall(r"\bE[A-Z]{3,}\b", row.why)
+        assert known.setdefault(name, does) == does, f"the kinds of {name} differ"
+    assert socket_options() == known
+
+
 def c_states() -> tuple[list[str], dict[str, list[str]]]:
     """Return the columns and the rows of states.c's table; 0 is ok."""
     source = (ROOT / "kmod/states.c").read_text()
@@ -132,6 +172,29 @@ def test_the_table_of_states_is_that_of_the_module() -> None:
 def test_a_call_lists_the_errors_of_every_state(call: str) -> None:
     wanted = set(c_states()[1][call]) - {"ok"}
     assert wanted <= set(errors(f"{call}-tls.2"))
+
+
+def c_returns() -> dict[str, str]:
+    """Return what the kernel-doc of each function of the module says that it returns."""
+    found = {}
+    for path in (ROOT / "kmod").glob("*.c"):
+        for name, text in re.findall(
+            r"^/\*\*\n \* (\w+) - (.*?)\*/", path.read_text(), re.MULTILINE | re.DOTALL
+        ):
+            found[name] = text.partition("Return: ")[2]
+    return found
+
+
+@pytest.mark.parametrize(("function", "name"), PAGE_OF.items(), ids=list(PAGE_OF))
+def test_what_a_function_of_the_module_returns_is_listed(function: str, name: str) -> None:
+    returns = c_returns()
+    wanted: set[str] = set()
+    functions = [function]  # and those whose errors it passes on
+    for each in functions:
+        wanted |= set(re.findall(r"-(E[A-Z]+)\b", returns[each]))
+        functions += set(re.findall(r"\b(ssa_\w+)\(\)", returns[each])) - set(functions)
+    assert len(wanted) > 2
+    assert wanted <= set(errors(name))
 
 
 def raised(path: Path) -> set[str]:
