@@ -16,6 +16,8 @@ MARKED := $(if $(filter 0,$(shell id -u)),,-m 'not root')
 # make test-vm-6.12 TESTS='tests/system/test_peers.py -k nginx'; TESTS=tests/system has the long ones too
 TESTS := tests/system -m 'not long'
 DEADLINE := 4800
+# make test-vm-6.12 TESTS='tests/system/test_limits.py -k many' SOCKETS=100000 MEMORY=6G
+MEMORY :=
 # make shell KERNEL=6.1
 KERNEL := 6.12
 
@@ -32,7 +34,8 @@ test: setup ## run every check and every test, on two kernels and in part on a d
 	@rm -rf $(RESULTS)/steps $(RESULTS)/*.xml $(RESULTS)/test-* $(RESULTS)/fuzz-*
 	@status=0; \
 	$(MAKE) -k -j$(JOBS) --no-print-directory lint unit build build-debug || status=1; \
-	$(MAKE) -k -j$(JOBS) --no-print-directory test-vm test-core fuzz-6.12 test-runner || status=1; \
+	$(MAKE) -k -j$(JOBS) --no-print-directory test-vm test-long test-core fuzz-6.12 test-runner \
+		|| status=1; \
 	$(STEP) --total && exit $$status
 
 lint: lint-python lint-shell lint-kmod lint-generated ## check style, types and the module's sources
@@ -71,11 +74,15 @@ test-vm: $(KERNELS:%=test-vm-%) ## run the system tests in virtual machines
 # in-guest KERNEL,RESULTS,TESTS: pytest in a guest, which leaves what it counts for the total
 in-guest = $(STEP) --live --junit $(RESULTS)/$2/junit.xml "$2" \
 	$(VM) run --kernel $1 --results $(RESULTS)/$2 --deadline $(DEADLINE) \
-	--env FUZZ_SEED --env FUZZ_MESSAGES --env FUZZ_SECONDS -- \
+	$(if $(MEMORY),--memory $(MEMORY)) \
+	--env FUZZ_SEED --env FUZZ_MESSAGES --env FUZZ_SECONDS --env SOCKETS -- \
 	python -m pytest --junitxml=$(RESULTS)/$2/junit.xml -p no:cacheprovider --color=no $3
 
 test-vm-%: setup clients
-	@$(call in-guest,$*,test-$*,$(TESTS))
+	@$(call in-guest,$*,test-$*$(SUFFIX),$(TESTS))
+
+test-long: setup clients ## run those system tests that take minutes, on one kernel
+	@$(call in-guest,6.12,$@,tests/system -m long)
 
 test-core: setup clients ## run on the debug kernel what it is for: faults and races
 	@$(call in-guest,debug,$@,tests/debug -m 'not long')
@@ -86,17 +93,17 @@ fuzz-%: setup clients ## send and call at random: FUZZ_SEED, FUZZ_MESSAGES, FUZZ
 
 test-debug: setup ## build the debug kernel, and run everything on it, which takes hours
 	@status=0; \
-	$(PYTHON) -m pytest --quiet tests/vm/test_debug_kernel.py || status=1; \
-	for tests in tests/debug tests/system; do \
-		$(MAKE) --no-print-directory test-vm-debug TESTS=$$tests DEADLINE=0 || status=1; \
+	$(MAKE) --no-print-directory test-runner || status=1; \
+	for tests in debug system; do \
+		$(MAKE) --no-print-directory test-vm-debug TESTS=tests/$$tests SUFFIX=-$$tests \
+			DEADLINE=0 || status=1; \
 	done; \
 	$(MAKE) --no-print-directory fuzz-debug DEADLINE=0 || status=1; \
 	exit $$status
 
-test-runner: setup ## have the runner's guests fail in every way
+test-runner: setup ## have guests fail in every way, and the debug kernel report all it should
 	@$(STEP) --junit $(RESULTS)/runner.xml "tests of the runner" \
-		$(PYTHON) -m pytest --quiet --junitxml=$(RESULTS)/runner.xml \
-			tests/vm/test_runner.py
+		$(PYTHON) -m pytest --quiet --junitxml=$(RESULTS)/runner.xml tests/vm
 
 clients: setup
 	@$(MAKE) --silent -C tests/peers
@@ -119,4 +126,4 @@ clean: ## remove what was built
 	rm -rf build
 
 .PHONY: help setup demo test lint lint-python lint-shell lint-kmod lint-generated unit build \
-	test-vm test-core test-debug test-runner clients shell bench install uninstall style clean
+	test-vm test-long test-core test-debug test-runner clients shell bench install uninstall style clean

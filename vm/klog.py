@@ -25,6 +25,8 @@ _PATTERNS = (
     r"\bpossible (circular|recursive|irq lock inversion)\b",  # kernel/locking/lockdep.c
     r"\b(inconsistent|bad unlock|possible irq) .*\b(lock|balance|dependency)\b",  # lockdep.c
     r"\bsuspicious RCU usage\b",  # kernel/locking/lockdep.c
+    r"\bturning off the locking correctness validator\b",  # kernel/locking/lockdep.c
+    r"\bkmemleak: .*(detector disabled|pool empty)",  # mm/kmemleak.c: it has given up
     r"\bINFO: task .+ blocked for more than\b",  # kernel/hung_task.c
     r"\bdetected (expedited )?stalls? on CPUs\b",  # kernel/rcu/tree_stall.h
     r"\bself-detected stall\b",  # kernel/rcu/tree_stall.h

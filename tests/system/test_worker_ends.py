@@ -33,8 +33,6 @@ from tests.system.program import get_number, name_of, receive_exactly, set_text,
 if TYPE_CHECKING:
     from tests.peers.pki import Pki
 
-pytestmark = pytest.mark.long
-
 # Far less than the module's own time-outs, so that it must be the end that ends a call.
 SOON = 8.0
 
@@ -264,6 +262,7 @@ class Worker:
         self._staff.step(self, "has brought it")
 
 
+# Of servers that listen now, whose connections get kernel TLS.
 KTLS_PORTS: set[int] = set()
 
 
@@ -350,11 +349,15 @@ OPERATIONS = {
 def ktls_connection() -> Iterator[Callable[[], None]]:
     """Have a connection over kernel TLS; give what checks that it is as ever."""
     with socket.create_server((LOOPBACK, 0)) as server:
-        KTLS_PORTS.add(server.getsockname()[1])
+        port = server.getsockname()[1]
+        KTLS_PORTS.add(port)
         staff = Staff(1)
-        sock = tls_socket(host=None)
-        sock.connect(server.getsockname())
-        staff.dismiss()
+        try:
+            sock = tls_socket(host=None)
+            sock.connect(server.getsockname())
+        finally:
+            staff.dismiss()
+            KTLS_PORTS.remove(port)
         peer, _ = server.accept()
     with sock, peer:
         ktls.install(peer, KEYS)
