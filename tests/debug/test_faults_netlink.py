@@ -20,8 +20,8 @@ from tests.debug.faults import FILE, PORT, Call, Faults, titled
 from tests.debug.worker import Faulted, Netlink, Worker
 from tests.debug.world import BOTH, WORLDS, Pair, World, address, port_of
 from tests.system import options
-from tests.system.daemon import workers
-from tests.system.netlink import string, u32, u64
+from tests.system.daemon import await_condition, workers
+from tests.system.netlink import Answer, attributes, string, u32, u64
 from tests.system.program import get_id, libc, tls_error
 
 if TYPE_CHECKING:
@@ -110,6 +110,50 @@ def test_complete(faults: Faults, world: World, request_: str) -> None:
     faults.each(f"COMPLETE of {request_}", act)
 
 
+def _refused_setsockopt(
+    _world: World, sock: socket.socket, _opened: ExitStack
+) -> Callable[[], int]:
+    value = struct.pack("=I", 1)
+    option = TlsOption.TLS_SESSION_REUSE
+    return lambda: libc.setsockopt(sock.fileno(), IPPROTO_TLS, option, value, len(value))
+
+
+def _refused_listen(_world: World, sock: socket.socket, _opened: ExitStack) -> Callable[[], int]:
+    sock.bind(("127.0.0.1", 0))
+    return lambda: libc.listen(sock.fileno(), 8)
+
+
+def _refused_connect(world: World, sock: socket.socket, opened: ExitStack) -> Callable[[], int]:
+    remote = address(socket.AF_INET, port_of(opened.enter_context(world.listener())))
+    return lambda: libc.connect(sock.fileno(), remote, len(remote))
+
+
+REFUSED = {
+    "SETSOCKOPT": _refused_setsockopt,
+    "LISTEN": _refused_listen,
+    "CONNECT": _refused_connect,
+}
+WORDS = "The worker will have none of it."
+
+
+@pytest.mark.parametrize("request_", REFUSED)
+def test_complete_with_an_error_and_its_sentence(
+    faults: Faults, world: World, request_: str
+) -> None:
+    def act(call: Call) -> None:
+        with ExitStack() as opened:
+            sock = opened.enter_context(world.new())
+            ask = REFUSED[request_](world, sock, opened)
+            world.worker.refusal = errno.EPROTO, WORDS
+            with faulted(world.worker, Command.COMPLETE, call):
+                assert ask() == -1
+                assert ctypes.get_errno() == errno.EPROTO
+            world.worker.refusal = None
+            assert tls_error(sock) == WORDS
+
+    faults.each(f"COMPLETE of {request_}, with an error", act)
+
+
 @pytest.mark.parametrize("command", [Command.ENDPOINT, Command.COMPLETE], ids=lambda one: one.name)
 @pytest.mark.parametrize("named", [socket.AF_INET, AF_HOSTNAME], ids=["numeric", "by name"])
 def test_of_a_connect(
@@ -183,6 +227,37 @@ def test_end_of_stream(faults: Faults, worker: Worker) -> None:
         with pytest.raises(OSError, match="Protocol error"):
             pair.tls.recv(1)
         assert tls_error(pair.tls) == "The peer has gone."
+
+
+def owed(answer: Answer) -> int:
+    """Return what a worker that leaves is told that it has to wait for."""
+    assert answer.error == 0, str(answer)
+    found = dict(attributes(answer.replies[0][1]))
+    return int(struct.unpack("=I", found[Attribute.PENDING])[0])
+
+
+def test_leave(faults: Faults, world: World) -> None:
+    def act(call: Call) -> None:
+        with ExitStack() as opened:
+            # The one that stays has this, so that the next goes to the other.
+            opened.enter_context(world.listening())
+            with Worker() as leaving:
+                listener = opened.enter_context(world.listening())
+                assert [one["sockets"] for one in workers()] == [1, 1]
+                with faulted(leaving, Command.LEAVE, call):
+                    assert leaving.do(Command.LEAVE, b"").error == 0
+                assert [bool(one["leaving"]) for one in workers()] == [False, True]
+                await_condition(
+                    "the other has taken over",
+                    lambda: owed(leaving.do(Command.LEAVE, b"")) == 0,
+                )
+                assert [one["sockets"] for one in workers()] == [2, 0]
+            client = world.client_of(listener, opened)
+            accepted, _ = listener.accept()
+            with accepted:
+                Pair(accepted, client).goes_on()
+
+    faults.each("LEAVE", act)
 
 
 @pytest.mark.parametrize(

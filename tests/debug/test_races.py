@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from tests.system.daemon import Daemon
 
 WINDOW = Path("/sys/module/ssa/parameters/window")
+LATE = WINDOW.with_name("window_late")
 INITSTATE = Path("/sys/module/ssa/initstate")
 INSIDE = "ssa_window"
 
@@ -62,11 +64,13 @@ def window(place: str) -> Iterator[None]:
     """Let calls wait at this place of the module, as long as the context lasts."""
     if not WINDOW.exists():
         pytest.skip("the module is not built for this: SSA_DEBUG=y")
+    late = LATE.read_text()
     WINDOW.write_text(place)
     try:
         yield
     finally:
         WINDOW.write_text("none")
+    assert LATE.read_text() == late, "a call did not wait for as long as the test raced with it"
 
 
 def inside() -> list[int]:
@@ -225,7 +229,7 @@ class TestAListener:
             await_inside(daemon.worker_pid)
             stop(listener.sock)
             WINDOW.write_text("none")
-            with suppress(OSError):
+            with suppress(ConnectionError, ssl.SSLError):
                 assert client.recv(1) == b""
 
     @pytest.mark.parametrize("stop", STOPS)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A worker that agrees to everything, and makes connections without a handshake: both ends know the
-keys. So a call costs what the module makes it cost, and little more."""
+"""A worker that agrees to everything, or refuses it, and makes connections without a handshake:
+both ends know the keys. So a call costs what the module makes it cost, and little more."""
 
 from __future__ import annotations
 
@@ -142,6 +142,8 @@ class Worker:
         # What the accepted connections are known by.
         self.accepted: queue.Queue[int] = queue.Queue()
         self.faulted: Faulted | None = None
+        # With which errno and sentence it refuses what it is asked, if it does.
+        self.refusal: tuple[int, str] | None = None
         self._held = ExitStack()
         self._listeners: dict[int, socket.socket] = {}
         self._kinds = {option.number: option.kind for option in options.table()}
@@ -204,6 +206,13 @@ class Worker:
             case Command.ROOM:
                 return
         request = int(struct.unpack("=I", carried[Attribute.REQUEST])[0])
+        if self.refusal is not None:
+            error, words = self.refusal
+            self._complete(request, string(Attribute.TEXT, words), error=error)
+        else:
+            self._grant(command, request, number, carried)
+
+    def _grant(self, command: int, request: int, number: int, carried: dict[int, bytes]) -> None:
         match command:
             case Command.CONNECT:
                 self._connect(request, carried)

@@ -223,6 +223,7 @@ def context(
 ) -> ssl.SSLContext:
     """Make a context that trusts `root`."""
     made = ssl.create_default_context(cafile=str(root))
+    made.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # which takes a cut for the end
     if version is not None:
         made.minimum_version = made.maximum_version = _VERSIONS[version]
     if identity is not None:

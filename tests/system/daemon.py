@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from ssad.link import Link
+from ssad.policy import Policy
 from ssad.wire import IPPROTO_TLS, Attributes, Command
+
+# Seconds that a closed channel may take to deliver what was written before, if nothing is said.
+CLOSE_TIMEOUT = Policy().close_timeout
 
 Transport = Literal["ktls", "channel"]
 
@@ -192,7 +196,7 @@ class Daemon:
         await_condition(
             f"the workers close all but {running.idle_descriptors} descriptors",
             lambda: len(self.descriptors()) <= running.idle_descriptors,
-            deadline=20,
+            deadline=CLOSE_TIMEOUT + 20,
         )
 
     def _start(self, options: tuple[str, ...], worker_count: int) -> None:

@@ -298,11 +298,13 @@ class TestReadiness:
     def test_an_asyncio_server(self, listener: TlsListener, pki: Pki, loop: str) -> None:
 
         async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with suppress(ConnectionError):
-                while data := await reader.read(1000):
-                    writer.write(data)
-                    await writer.drain()
-            writer.close()
+            try:
+                with suppress(ConnectionError):
+                    while data := await reader.read(1000):
+                        writer.write(data)
+                        await writer.drain()
+            finally:  # be it that the server ends first
+                writer.close()
 
         def visit() -> None:
             target = Target(listener.port, pki.root)

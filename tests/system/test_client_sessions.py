@@ -14,7 +14,7 @@ from ssad.wire import TlsOption
 from tests.peers import servers
 from tests.peers.pki import ALIAS, HOST
 from tests.peers.servers import Offer
-from tests.peers.tls_peer import CLOSE_NOTIFY, HANDSHAKE
+from tests.peers.tls_peer import ALERT, CLOSE_NOTIFY, HANDSHAKE
 from tests.system.daemon import await_condition, workers
 from tests.system.program import (
     NOBODY,
@@ -159,18 +159,21 @@ def test_tickets_in_any_number_and_form_do_no_harm(
         for _ in range(50):
             connection.send_sealed(HANDSHAKE, whole)
         connection.send_sealed(APPLICATION_DATA, b"data")
-        connection.send_sealed(21, CLOSE_NOTIFY)
+        connection.send_sealed(ALERT, CLOSE_NOTIFY)
+        connection.await_close_notify()
 
     def nonsense(connection: TlsConnection, _peer: Peer) -> None:
         for _ in range(8):
             connection.send_sealed(HANDSHAKE, b"\x04\0\0\x05wrong")
         connection.send_sealed(APPLICATION_DATA, b"data")
-        connection.send_sealed(21, CLOSE_NOTIFY)
+        connection.send_sealed(ALERT, CLOSE_NOTIFY)
+        connection.await_close_notify()
 
     for script in (act, nonsense) if transport == "ktls" else (act,):
         with peers(script) as server, tls_socket() as sock:
             set_number(sock, REUSE, 1)
             sock.connect((server.address, server.port))
+            assert get_text(sock, TlsOption.TLS_TRANSPORT) == transport
             assert receive_all(sock) == b"data"
     assert any_daemon.worker_pids == before
     assert "Traceback" not in any_daemon.said()

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import ssl
+import threading
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -238,14 +239,15 @@ def test_a_reload_changes_what_begins_and_leaves_what_is_there(
     let_in("TLSv1.2")
 
 
+def only_old(sock: socket.socket) -> None:
+    """Have a socket want what a policy may forbid."""
+    set_number(sock, TlsOption.TLS_VERSION_MAX, TLS_1_2)
+
+
 def test_a_listener_that_the_policy_forbids_refuses_until_it_is_allowed_again(
     any_daemon: Daemon, policy: PolicyFile, pki: Pki
 ) -> None:
     any_daemon.ensure("ktls", "--config", str(policy.path))
-
-    def only_old(sock: socket.socket) -> None:
-        set_number(sock, TlsOption.TLS_VERSION_MAX, TLS_1_2)
-
     with Events() as events, listening(pki.ecdsa, prepare=only_old) as listener:
         policy.write('[tls]\nversion_min = "1.3"\n')
         reload()
@@ -263,6 +265,80 @@ def test_a_listener_that_the_policy_forbids_refuses_until_it_is_allowed_again(
         with client_of(listener, pki, "TLSv1.2") as client, listener.accept() as sock:
             client.sendall(b"served")
             assert receive_exactly(sock, 6) == b"served"
+
+
+def test_accept_tells_that_a_new_worker_refuses_and_goes_on_once_it_does_not(
+    any_daemon: Daemon, policy: PolicyFile, pki: Pki
+) -> None:
+    any_daemon.ensure("ktls", "--config", str(policy.path))
+    with listening(pki.ecdsa, prepare=only_old) as listener:
+        policy.write('[tls]\nversion_min = "1.3"\n')
+        reload()
+        any_daemon.kill_worker()
+        refused(errno.EPROTO, listener.accept)
+        assert "TLS_VERSION_MAX" in tls_error(listener.sock)
+        policy.write("")
+        reload()
+
+        def visit() -> None:
+            with client_of(listener, pki, "TLSv1.2") as client:
+                client.sendall(b"served")
+                client.recv(1)
+
+        visitor = threading.Thread(target=visit)
+        visitor.start()
+        accepted = None
+        while accepted is None:
+            try:
+                accepted = listener.accept()
+            except OSError as error:
+                # Of a try before it was allowed again.
+                if error.errno != errno.EPROTO:
+                    raise
+        with accepted:
+            assert receive_exactly(accepted, 6) == b"served"
+        visitor.join()
+
+
+def test_a_policy_of_kernel_tls_alone_refuses_what_that_can_not_do(
+    any_daemon: Daemon, policy: PolicyFile, pki: Pki, logs: Path, echo_server: Server
+) -> None:
+    cipher = "TLS_AES_128_CCM_SHA256"
+    any_daemon.ensure("ktls", "--config", str(policy.path))
+    policy.write(
+        f'[transport]\nmode = "ktls"\n'
+        f'[tls]\nciphers_tls13 = ["TLS_AES_128_GCM_SHA256", "{cipher}"]\n'
+    )
+    reload()
+    options = ("-www", "-tls1_3", "-ciphersuites", cipher)
+    with servers.openssl(pki.ecdsa, logs, *options) as server, tls_socket() as sock:
+        refused(errno.ECONNABORTED, lambda: sock.connect((server.address, server.port)))
+        assert tls_error(sock) == (
+            f"The policy wants kernel TLS for every connection. Kernel TLS can't do {cipher}."
+        )
+    with connect(echo_server) as sock:
+        assert transport_of(sock) == "ktls"
+        echo(sock, b"well")
+    policy.write("")
+    reload()
+
+
+def test_the_depth_of_the_policy_holds_for_connect(
+    any_daemon: Daemon, policy: PolicyFile, echo_server: Server
+) -> None:
+    any_daemon.ensure("ktls", "--config", str(policy.path))
+    # One certificate is between the server's and the trusted one.
+    policy.write("[trust]\ndepth = 0\n")
+    reload()
+    with tls_socket() as sock:
+        refused(errno.EPROTO, lambda: sock.connect((echo_server.address, echo_server.port)))
+        assert "more than the policy allows (trust.depth)" in tls_error(sock)
+    policy.write("[trust]\ndepth = 1\n")
+    reload()
+    with connect(echo_server) as sock:
+        echo(sock, b"well")
+    policy.write("")
+    reload()
 
 
 def test_what_the_command_line_says_wins_over_the_file(

@@ -263,3 +263,17 @@ def test_a_socket_of_another_network_namespace_connects_there(pki: Pki) -> None:
             connect_to(sock, address, listener.port)
             assert peer_address(sock) == address
             echo(sock, WORD)
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_name_is_not_resolved_for_another_network_namespace() -> None:
+    for family in (socket.AF_INET, socket.AF_INET6, AF_HOSTNAME):
+        with namespace() as near, hosts(server_test=[NEAR4, NEAR6]):
+            with near.entered():
+                sock = host_socket(family)
+            with sock:
+                refused(errno.ECONNABORTED, partial(connect_to, sock, HOST, 443))
+                assert tls_error(sock) == (
+                    f"{HOST} can't be resolved for a program in another network namespace than "
+                    "ssad's; resolve it there, and connect to an address."
+                )

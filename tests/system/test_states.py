@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
+import select
 import socket
 import struct
+import tempfile
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,6 +36,7 @@ from tests.system.program import (
 )
 from tests.system.server import listener_state, set_identity
 from tests.system.states import table
+from tests.system.test_splices import Pipe
 
 if TYPE_CHECKING:
     from tests.peers.pki import Pki
@@ -51,6 +56,29 @@ AHEAD = {
     ("SEND", CONNECTING): "EAGAIN",
     ("RECV", CONNECTING): "EAGAIN",
     ("RECV", CONNECTED): "EAGAIN",
+}
+
+# Calls that do what another one does, and have its row.
+LIKE = {"sendfile": "SEND", "splice into": "SEND", "splice out of": "RECV"}
+
+# What poll(2) tells in each state (readiness.c), when nothing has come and no error is pending.
+POLL_IN = select.POLLIN | select.POLLRDNORM
+POLL_OUT = select.POLLOUT | select.POLLWRNORM
+POLL_END = POLL_IN | POLL_OUT | select.POLLRDHUP | select.POLLHUP
+POLLED = {
+    NEW: POLL_OUT | select.POLLHUP,
+    CONNECTING: 0,
+    CONNECTED: POLL_OUT,
+    LISTENING: 0,
+    CLOSED: POLL_END,
+    FAILED: POLL_END,
+}
+EVENTS = {
+    "IN": POLL_IN,
+    "OUT": POLL_OUT,
+    "RDHUP": select.POLLRDHUP,
+    "HUP": select.POLLHUP,
+    "ERR": select.POLLERR,
 }
 
 # In which states an option can be used is data of sockopt.c; one of each kind stands for it here.
@@ -115,6 +143,24 @@ def _disconnect(sock: socket.socket) -> None:
     assert disconnect(sock) == 0
 
 
+def _sendfile(sock: socket.socket) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"x")
+        file.flush()
+        os.sendfile(sock.fileno(), file.fileno(), 0, 1)
+
+
+def _splice_into(sock: socket.socket) -> None:
+    with Pipe() as pipe:
+        os.write(pipe.sink, b"x")
+        os.splice(pipe.source, sock.fileno(), 1)
+
+
+def _splice_out_of(sock: socket.socket) -> None:
+    with Pipe() as pipe:
+        os.splice(sock.fileno(), pipe.sink, 1)
+
+
 def calls(world: World) -> dict[str, Callable[[socket.socket], object]]:
     """Return what each row of the table does with a socket."""
     return {
@@ -129,6 +175,9 @@ def calls(world: World) -> dict[str, Callable[[socket.socket], object]]:
         "GETSOCKNAME": lambda sock: sock.getsockname(),
         "GETPEERNAME": lambda sock: sock.getpeername(),
         "FIONREAD": lambda sock: fcntl.ioctl(sock, termios.FIONREAD, bytes(4)),
+        "sendfile": _sendfile,
+        "splice into": _splice_into,
+        "splice out of": _splice_out_of,
         "set TLS_ALPN": lambda sock: set_text(sock, TlsOption.TLS_ALPN, "h2"),
         "get TLS_CHOSEN_CIPHER": lambda sock: get_bytes(sock, TlsOption.TLS_CHOSEN_CIPHER),
         "get TLS_TRUSTED_CIPHERS": lambda sock: get_bytes(sock, TlsOption.TLS_TRUSTED_CIPHERS),
@@ -146,6 +195,25 @@ def outcome(call: Callable[[socket.socket], object], sock: socket.socket) -> str
     return "0"
 
 
+def polled(sock: socket.socket) -> str:
+    """Poll a socket for all of EVENTS; return what is told."""
+    poll = select.poll()
+    poll.register(sock, POLL_END)
+    return named(dict(poll.poll(0)).get(sock.fileno(), 0))
+
+
+def named(events: int) -> str:
+    """Name events of poll(2)."""
+    names = []
+    for name, bits in EVENTS.items():
+        if events & bits == bits:
+            names.append(name)
+            events &= ~bits
+    if events:
+        names.append(hex(events))
+    return "+".join(names) or "none"
+
+
 def wanted() -> dict[str, dict[SocketState, str]]:
     """Return what each call is to give in each state, nonblocking as the sockets are."""
     rows = {
@@ -155,17 +223,21 @@ def wanted() -> dict[str, dict[SocketState, str]]:
         }
         for call, states in table().items()
     }
+    for call, other in LIKE.items():
+        rows[call] = rows[other]
     for call, ahead in OPTIONS.items():
         rows[call] = {state: ahead.get(state, "EOPNOTSUPP") for state in SocketState}
+    rows["poll"] = {state: named(events) for state, events in POLLED.items()}
     return rows
 
 
 def as_table(rows: dict[str, dict[SocketState, str]]) -> str:
     """Write down rows for the one who runs the tests."""
     width = max(map(len, rows)) + 1
-    head = f"{'':{width}}" + "".join(f"{state.name:13}" for state in SocketState)
+    cell = max(len(told) for states in rows.values() for told in states.values()) + 1
+    head = f"{'':{width}}" + "".join(f"{state.name:{cell}}" for state in SocketState)
     lines = [
-        f"{call:{width}}" + "".join(f"{number:13}" for number in states.values())
+        f"{call:{width}}" + "".join(f"{told:{cell}}" for told in states.values())
         for call, states in rows.items()
     ]
     return "\n".join(["", head, *lines])
@@ -181,11 +253,13 @@ def test_each_call_does_in_each_state_what_the_table_says(
     transport: Transport, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found: dict[str, dict[SocketState, str]] = {}
-    for name, call in calls(world).items():
+    asks: dict[str, Callable[[socket.socket], str]] = {"poll": polled}
+    asks |= {name: partial(outcome, call) for name, call in calls(world).items()}
+    for name, ask in asks.items():
         found[name] = {}
         for state in SocketState:
             with world.at(state) as sock:
-                found[name][state] = outcome(call, sock)
+                found[name][state] = ask(sock)
     with capsys.disabled():
         print(f"\n{transport}:{as_table(found)}")
     assert found == wanted()
