@@ -220,8 +220,11 @@ static int rx_once(struct ssa_sock *ssk, struct socket *transport, struct msghdr
 		if (likely(ret > 0))
 			return ret;
 		if (!ret && flags & MSG_PEEK && len && ssk->kind == SSA_TRANSPORT_KTLS &&
-		    ktls_drop_empty(transport->sk))
+		    ktls_drop_empty(transport->sk)) {
+			if (signal_pending(current))
+				return -ERESTARTSYS;
 			continue;
+		}
 		if (unlikely(gave_up) && len && ktls_has_no_more(transport->sk, ret))
 			return rx_broken(ssk, -EBADMSG);
 		/*

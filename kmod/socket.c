@@ -890,7 +890,8 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 		 * One that wants to see tickets is to hear of the end as well;
 		 * one that has the session is known to those who want it, too.
 		 */
-		if (!ssk->tickets && !ssa_settings_u32(ssk->settings, TLS_SESSION_REUSE))
+		if (err || (!ssk->tickets &&
+			    !ssa_settings_u32(ssk->settings, TLS_SESSION_REUSE)))
 			swap(forgotten, ssk->worker);
 	}
 	ssa_unlock(ssk);

@@ -406,8 +406,8 @@ void ssa_transport_close(struct ssa_sock *ssk)
 		while (tickets-- && !ssk->rx_end && tcp_inq(ssk->transport->sk) &&
 		       ssa_record_handle(ssk) > 0)
 			;
-		send_close_notify(ssk);
-		if (linger && !(current->flags & PF_EXITING))
+		/* What could not be sent is tried once more by the kernel, if no FIN went out. */
+		if (!send_close_notify(ssk) && linger && !(current->flags & PF_EXITING))
 			ktls_linger(ssk, sk->sk_lingertime);
 	} else {
 		kernel_sock_shutdown(ssk->transport, SHUT_WR);

@@ -45,6 +45,7 @@ _AT = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re
 
 # The place of a table or of a key in a file: ("tls",), ("tls", "version_min").
 _Place = tuple[str, ...]
+_DEPTH = 2  # nothing deeper has a place
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +192,11 @@ def _places(text: str) -> Iterator[tuple[_Place, int]]:
         first = last + 1
 
 
-def _paths(found: Mapping[str, Any]) -> Iterator[_Place]:
+def _paths(found: Mapping[str, Any], depth: int = _DEPTH) -> Iterator[_Place]:
     for name, value in found.items():
         yield (name,)
-        if isinstance(value, dict):
-            yield from ((name, *rest) for rest in _paths(value))
+        if isinstance(value, dict) and depth > 1:
+            yield from ((name, *rest) for rest in _paths(value, depth - 1))
 
 
 class _Reader:

@@ -80,7 +80,11 @@ class Legacy:
     def write(self) -> int:
         """Return the descriptor of a file that a new program can read."""
         file = os.memfd_create("ssad-legacy", 0)
-        os.write(file, json.dumps(asdict(self)).encode())
+        try:
+            os.write(file, json.dumps(asdict(self)).encode())
+        except OSError:
+            os.close(file)
+            raise
         return file
 
     @classmethod
@@ -130,7 +134,7 @@ class Restarter:
         main = os.getpid()
         legacy = -1
         try:
-            self._answer = os.memfd_create("ssad-answer", 0)
+            self._answer = os.memfd_create("ssad-answer")
             self._said = os.memfd_create("ssad-said")
             legacy = Legacy(self._start).write()
             self.trial = os.fork()
@@ -147,6 +151,7 @@ class Restarter:
         try:
             privileges.die_with(main)
             os.dup2(self._said, _STDERR)
+            os.set_inheritable(self._answer, True)  # noqa: FBT003 -- takes no keyword
             privileges.pass_on()
             signal.alarm(_TRIAL_TIMEOUT)  # it goes on to run in the program
             self._execute(TRY, legacy, self._answer)
@@ -158,7 +163,7 @@ class Restarter:
     def end(self, status: int, old: Old) -> None:
         """As supervisor.Restart has it."""
         self.trial = None
-        answer, said = _content(self._answer).decode(), _content(self._said).decode()
+        answer, said = _text(self._answer), _text(self._said)
         if status != 0:
             reason = said.strip().rpartition("\n")[2]
             self._fail(answer or f"The new program failed ({fate(status)}): {reason or 'silently'}")
@@ -170,16 +175,18 @@ class Restarter:
             {pid: link.fileno() for pid, link in them.items()}
             for them in (old.workers, old.leaving)
         )
-        legacy = -1
         try:
             legacy = Legacy(self._start, answer, begun, workers, leaving).write()
+        except OSError as error:
+            self._fail(f"Nothing can be left to the new program: {error.strerror}.")
+            return
+        try:
             for link in links:
                 link.set_inheritable(True)
             privileges.pass_on()
             self._execute(TAKE_OVER, legacy, -1)
         except OSError as error:
-            if legacy != -1:
-                os.close(legacy)
+            os.close(legacy)
             for link in links:
                 link.set_inheritable(False)
             self._fail(cannot_execute(error))
@@ -214,3 +221,7 @@ def cannot_execute(error: OSError) -> str:
 
 def _content(file: int) -> bytes:
     return os.pread(file, os.fstat(file).st_size, 0)
+
+
+def _text(file: int) -> str:
+    return _content(file).decode(errors="replace")  # a program that breaks may say anything

@@ -205,6 +205,8 @@ def test_each_fault_is_told_with_its_line_and_what_is_allowed(text: str, fault: 
 def test_what_is_nested_too_deeply_is_told() -> None:
     (fault,) = faults("x = " + "[" * 5000)
     assert fault.startswith("f: No policy is nested that deeply")
+    (fault,) = faults("\n" + ".".join("a" * 5000) + " = 1")
+    assert fault.startswith("f:2: a: unknown table")
 
 
 def test_all_faults_are_told_in_the_order_of_their_lines() -> None:

@@ -15,6 +15,7 @@ from tests.peers.responder import Responder, responding
 from tests.peers.servers import free_port
 
 UID = 1000
+DEADLINE = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,9 @@ async def test_no_user_takes_all_turns(responder: Responder) -> None:
     slow, quick = responder.put("/slow", b"late"), responder.put("/quick", b"here")
     fetcher = Fetcher()
     many = [asyncio.create_task(fetcher.fetch(slow, 9, UID, public=False)) for _ in range(70)]
-    await asyncio.to_thread(responder.arrived.wait)
-    assert await fetcher.fetch(quick, 9, UID + 1, public=False) == b"here"
+    assert await asyncio.to_thread(responder.arrived.wait, DEADLINE)
+    async with asyncio.timeout(DEADLINE):
+        assert await fetcher.fetch(quick, 9, UID + 1, public=False) == b"here"
     own = asyncio.create_task(fetcher.fetch(quick, 9, UID, public=False))
     await asyncio.wait([own], timeout=0.1)
     assert not own.done()

@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -73,6 +74,16 @@ def open_files() -> set[str]:
     return {one.name for one in Path("/proc/self/fd").iterdir()}
 
 
+def inherited_files() -> set[str]:
+    """Return those that a program would have that is executed now."""
+    found = set()
+    for one in open_files():
+        with suppress(OSError):  # it was that of the folder itself
+            if os.get_inheritable(int(one)):
+                found.add(one)
+    return found
+
+
 def attempt(start: Start, execute: Execute = take_over) -> tuple[Legacy | None, Reloads, bool]:
     """Restart a daemon that has one worker, and one that leaves. Return what the new program gets,
     what is told of it, and whether the new program would have the sockets to them."""
@@ -84,7 +95,7 @@ def attempt(start: Start, execute: Execute = take_over) -> tuple[Legacy | None, 
         ours, theirs = socket.socketpair()
         legacy = None
         with ours, theirs:
-            files = open_files()
+            files, inherited_before = open_files(), inherited_files()
             restarter.begin()
             assert keeper.ledger.now.restarting
             assert restarter.trial is not None
@@ -94,6 +105,9 @@ def attempt(start: Start, execute: Execute = take_over) -> tuple[Legacy | None, 
                 assert open_files() == files
             except Executed as executed:
                 legacy = executed.legacy
+                # But for those to the workers.
+                links = {str(end.fileno()) for end in (ours, theirs)}
+                assert inherited_files() - links == inherited_before
                 assert legacy.workers == {WORKER: ours.fileno()}
                 assert legacy.leaving == {LEAVING: theirs.fileno()}
             inherited = {os.get_inheritable(one.fileno()) for one in (ours, theirs)}
