@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,12 +54,15 @@ class TestByTheProgram:
         size = 1 << 20
 
         def act(connection: tls_peer.TlsConnection, peer: Peer) -> None:
+            connection.send(connection.receive(1))
             assert connection.receive(size) == bytes(size)
             connection.await_close_notify()
             peer.report("close_notify")
 
         with peers(act, version) as peer:
             with connect(peer) as sock:
+                # The peer's tickets have come: TCP answers what comes after close() with a reset.
+                echo(sock, b".")
                 sock.sendall(bytes(size))
             peer.await_report("close_notify")
 
@@ -144,6 +148,54 @@ class TestByTheProgram:
                 linger = struct.pack("ii", 1, 0)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             peer.await_report("reset")
+
+    @staticmethod
+    def full(peer: Peer, linger: int) -> socket.socket:
+        """Return a connection that has written as much as it can, and a linger time in seconds."""
+        sock = connect(peer)
+        # The peer's handshake is over too.
+        echo(sock, b".")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, linger))
+        sock.setblocking(False)  # noqa: FBT003 -- takes no keyword
+        idle = 0
+        while idle < 20:  # the daemon may be about to take more
+            try:
+                sock.send(bytes(16384))
+                idle = 0
+            except BlockingIOError:
+                idle += 1
+                select.select([], [sock], [], 0.01)
+        return sock
+
+    def test_a_linger_time_waits_for_the_peer(self, peers: Peers) -> None:
+        def act(connection: tls_peer.TlsConnection, peer: Peer) -> None:
+            connection.send(connection.receive(1))
+            peer.go_on.wait(DEADLINE)
+            connection.await_close_notify()
+            peer.report("close_notify")
+
+        with peers(act) as peer:
+            closer = threading.Thread(target=self.full(peer, 60).close)
+            closer.start()
+            closer.join(0.3)
+            assert closer.is_alive(), "close() does not wait for a peer that does not read"
+            peer.go_on.set()
+            closer.join(40)
+            assert not closer.is_alive(), "close() waits though the peer has read all"
+            peer.await_report("close_notify")
+
+    def test_a_linger_time_is_the_longest_that_close_takes(self, peers: Peers) -> None:
+        def act(connection: tls_peer.TlsConnection, peer: Peer) -> None:
+            connection.send(connection.receive(1))
+            peer.go_on.wait(DEADLINE)
+
+        with peers(act) as peer, connect(peer) as other:
+            sock = self.full(peer, 1)
+            begun = time.monotonic()
+            sock.close()
+            assert 0.9 < time.monotonic() - begun < DEADLINE / 2
+            # The daemon has not waited with it.
+            echo(other, b".")
 
 
 class TestByThePeer:
