@@ -605,8 +605,8 @@ int ssa_sock_bind(struct socket *sock, struct sockaddr *addr, int len)
 	if (err)
 		goto out;
 	err = ssa_request_bind(ssk);
-	/* It is bound, and CONNECT and LISTEN tell a worker of it again. */
-	if (err == -ENOMEM || err == -ECANCELED || err == -ENOBUFS)
+	/* It is bound, and CONNECT and LISTEN tell the worker of it again. */
+	if (err == -ENOMEM)
 		err = 0;
 out:
 	mutex_unlock(&ssk->control);

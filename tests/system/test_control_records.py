@@ -90,10 +90,10 @@ def side(request: pytest.FixtureRequest) -> Side:
 
 @pytest.fixture
 def measured(
-    capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
+    capsys: pytest.CaptureFixture[str], record_testsuite_property: Callable[[str, object], None]
 ) -> Measured:
     """Tell how much was done."""
-    return Measured(capsys, record_property)
+    return Measured(capsys, record_testsuite_property)
 
 
 class Maker:

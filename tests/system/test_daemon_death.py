@@ -193,8 +193,9 @@ class TestKilledInOtherCalls:
         [
             lambda sock: set_text(sock, TlsOption.TLS_HOSTNAME, "other.test"),
             lambda sock: get_number(sock, TlsOption.TLS_VERSION_MIN),
+            lambda sock: sock.bind(("127.0.0.1", 0)),
         ],
-        ids=["setsockopt", "getsockopt"],
+        ids=["setsockopt", "getsockopt", "bind"],
     )
     def test_a_call_on_a_socket(
         self, daemon: Daemon, call: Callable[[socket.socket], object]
@@ -205,19 +206,6 @@ class TestKilledInOtherCalls:
             caller.await_blocked()
             daemon.kill()
             caller.ended(errno.ECANCELED)
-
-    def test_a_bind_that_tcp_has_done(self, daemon: Daemon, echo_server: Server) -> None:
-        with tls_socket() as sock:
-            daemon.freeze()
-            caller = Caller(lambda: sock.bind(("127.0.0.1", 0)))
-            caller.await_blocked()
-            daemon.kill()
-            caller.ended(0)
-            bound = sock.getsockname()
-            daemon.ensure("ktls")
-            sock.connect((echo_server.address, echo_server.port))
-            echo(sock, b"from there")
-            assert sock.getsockname() == bound
 
     def test_making_a_socket(self, daemon: Daemon) -> None:
         daemon.freeze()
@@ -365,7 +353,7 @@ class TestStopped:
 
     def test_a_call_does_not_wait_for_ever(self, daemon: Daemon, echo_server: Server) -> None:
         with tls_socket() as sock, frozen(daemon):
-            refused(errno.ECANCELED, lambda: get_number(sock, TlsOption.TLS_VERSION_MIN))
+            refused(errno.ECANCELED, lambda: sock.bind(("127.0.0.1", 0)))
         # Its late answer harms nobody.
         with connect(echo_server) as sock:
             echo(sock, b"well")

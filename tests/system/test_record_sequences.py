@@ -41,7 +41,7 @@ def test_each_transport_does_what_the_model_says(
     transport: Transport,
     version: Version,
     capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
+    record_testsuite_property: Callable[[str, object], None],
 ) -> None:
     connections: list[tuple[tls_peer.TlsConnection, threading.Event]] = []
 
@@ -72,7 +72,7 @@ def test_each_transport_does_what_the_model_says(
                 error.add_note(f"FUZZ_SEED={seed}, {version}, {transport}")
                 raise
             seed += 1
-    Measured(capsys, record_property)(
+    Measured(capsys, record_testsuite_property)(
         f"random sequences, {version}, {transport}",
         f"{seed - first}, of {records} records (FUZZ_SEED={first})",
     )
