@@ -28,7 +28,9 @@ from collections.abc import Awaitable, Callable
 from OpenSSL import SSL
 
 from ssad import alerts, records
+from ssad.alerts import Alert
 from ssad.context import Notes, attach
+from ssad.policy import TLS_1_3
 
 _READ = 256 * 1024  # bytes to ask a socket for at once
 _RECORD = records.PLAINTEXT_MAX  # OpenSSL gives the plaintext of one record at a time
@@ -365,9 +367,13 @@ class _Incoming:
             self._reader.resume()
 
     def _why(self, error: SSL.Error) -> tuple[int, str]:
-        if self._notes.alert_received is not None:
-            name = alerts.name(self._notes.alert_received)
-            return errno.EPROTO, f"The peer ended the connection with the alert {name}."
+        alert = self._notes.alert_received
+        # That one ends nothing in TLS 1.3, whatever its level (RFC 8446, 6.1).
+        if alert == Alert.USER_CANCELED and self._connection.get_protocol_version() == TLS_1_3:
+            alert = None
+        if alert is not None:
+            text = f"The peer ended the connection with the alert {alerts.name(alert)}."
+            return errno.EPROTO, text
         if not isinstance(error, SSL.SysCallError):
             reasons = ", ".join(reason for *_, reason in error.args[0]) if error.args else ""
             return errno.EPROTO, f"The peer broke the TLS protocol: {reasons or 'unknown error'}."

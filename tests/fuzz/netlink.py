@@ -39,6 +39,7 @@ NLMSG_MIN_TYPE = 16
 SOL_SOCKET = 1
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
+SO_RCVBUF = 8
 
 CONTRACT: Final = spec.load(Path(spec.__file__).with_name("ssa.yaml"))
 _ASKED: Final = tuple(one for one in CONTRACT.operations if one.event is None)
@@ -480,6 +481,8 @@ class Volley:
         if forced:  # as root: room for all that comes of a datagram
             raw.socket.setsockopt(SOL_SOCKET, SO_SNDBUFFORCE, 1 << 22)
             raw.socket.setsockopt(SOL_SOCKET, SO_RCVBUFFORCE, 1 << 23)
+        else:  # as much as net.core.rmem_max lets it have
+            raw.socket.setsockopt(SOL_SOCKET, SO_RCVBUF, 1 << 23)
         raw.socket.settimeout(0)
 
     def fire(self, volley: Sequence[Message]) -> list[Verdict]:

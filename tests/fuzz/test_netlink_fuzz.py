@@ -14,6 +14,7 @@ import socket
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,6 +44,7 @@ from tests.system.program import (
     tls_socket,
 )
 from tests.system.server import SOON, check_served, listening
+from tests.system.test_limits import written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +60,8 @@ MESSAGES = int(os.environ.get("FUZZ_MESSAGES", "60000"))
 
 # In one datagram.
 VOLLEY = 25
+
+RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -365,6 +369,8 @@ def test_strangers_send_anything_to_a_daemon_that_serves(
         descriptors = stack.enter_context(zoo([volley]))
         targets = Targets([steady.request], steady.sockets, descriptors)
         start = time.monotonic()
+        # Room for all that comes of a datagram, for one who can't force it.
+        stack.enter_context(written(RMEM_MAX, 1 << 23))
         child = start_child(lambda: _send(targets, seed + 1), user=NOBODY)
         mutator = Mutator(seed)
         while volley.count < MESSAGES // 4:

@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -232,6 +233,7 @@ def _be_child(act: Callable[[], object], user: int | None) -> NoReturn:
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:  # noqa: BLE001 -- nothing may return into the parent's code
-        traceback.print_exc()
+        # Not pytest's own, which may be memory of this process.
+        traceback.print_exc(file=sys.__stderr__)
     finally:
         os._exit(status)

@@ -474,6 +474,22 @@ async def test_close_notify_ends_a_stream_after_user_canceled(pki: Pki, version:
     assert on.ends == [(0, "")]
 
 
+@pytest.mark.parametrize("level", [tls_peer.WARNING, tls_peer.FATAL])
+async def test_a_cut_after_user_canceled_is_a_cut(pki: Pki, level: int) -> None:
+    peers: list[tls_peer.TlsConnection] = []
+
+    def serve(raw: socket.socket) -> None:
+        peers.append(tls_peer.TlsConnection(raw, pki.ecdsa, "TLSv1.3"))
+        peers[0].handshake()
+
+    async with line(pki, serve) as on:
+        peers[0].send_sealed(tls_peer.ALERT, bytes((level, Alert.USER_CANCELED)))
+        on.peer.shutdown(socket.SHUT_WR)
+        await asyncio.wait_for(on.task, 20)
+
+    assert [error for error, _ in on.ends] == [errno.ECONNRESET]
+
+
 async def test_half_a_session_ticket_does_not_stop_the_program(pki: Pki) -> None:
     """OpenSSL takes no data to send in the middle of a handshake message; it has to wait."""
     peers: list[tls_peer.TlsConnection] = []
