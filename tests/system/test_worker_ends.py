@@ -33,6 +33,8 @@ from tests.system.program import get_number, name_of, receive_exactly, set_text,
 if TYPE_CHECKING:
     from tests.peers.pki import Pki
 
+pytestmark = pytest.mark.long
+
 # Far less than the module's own time-outs, so that it must be the end that ends a call.
 SOON = 8.0
 
