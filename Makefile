@@ -81,9 +81,8 @@ in-guest = $(STEP) --live --junit $(RESULTS)/$2/junit.xml "$2" \
 test-vm-%: setup clients
 	@$(call in-guest,$*,test-$*$(SUFFIX),$(TESTS))
 
-# Without the ends of workers, by hand: one that leaves is at times still owed something for ever.
 test-long: setup clients ## run those system tests that take minutes, on one kernel
-	@$(call in-guest,6.12,$@,tests/system -m long --ignore=tests/system/test_worker_ends.py)
+	@$(call in-guest,6.12,$@,tests/system -m long)
 
 test-core: setup clients ## run on the debug kernel what it is for: faults and races
 	@$(call in-guest,debug,$@,tests/debug -m 'not long')

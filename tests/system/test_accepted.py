@@ -233,6 +233,7 @@ class TestEnds:
         reset(accepted)
         # Python's ssl tells no reset from an end.
         with socket.socket(fileno=client.detach()) as tcp:
+            tcp.settimeout(DEADLINE)
             refused(errno.ECONNRESET, lambda: list(iter(lambda: tcp.recv(1 << 16), b"")))
 
 

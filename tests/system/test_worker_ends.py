@@ -33,8 +33,6 @@ from tests.system.program import get_number, name_of, receive_exactly, set_text,
 if TYPE_CHECKING:
     from tests.peers.pki import Pki
 
-pytestmark = pytest.mark.long
-
 # Far less than the module's own time-outs, so that it must be the end that ends a call.
 SOON = 8.0
 
@@ -83,16 +81,17 @@ class Staff:
 
     def step(self, worker: Worker, what: str) -> None:
         """A worker is about to do something, or has done it."""
+        # To the end: nobody is hired when stay() has returned, or dismiss() would miss that one.
         with self._lock:
             self._steps.append(what)
             if len(self._steps) - 1 != self._end_at:
                 return
-        if self._how == "dies":
-            worker.close()
+            if self._how == "dies":
+                worker.close()
+                self.hire()
+                raise Ended
             self.hire()
-            raise Ended
-        self.hire()
-        worker.leave()
+            worker.leave()
 
     def _run(self, worker: Worker) -> None:
         try:
@@ -106,6 +105,7 @@ class Staff:
 
     def dismiss(self) -> None:
         """End all."""
+        self.stay()
         for worker in list(self._workers):
             worker.stop()
         for thread in list(self._threads):
