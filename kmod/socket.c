@@ -193,24 +193,24 @@ static void set_text_locked(struct ssa_sock *ssk, const char *text)
 	ssa_unlock(ssk);
 }
 
-/* Changes the worker of a socket that no worker is asked about now. */
-static int choose_worker(struct ssa_sock *ssk)
+/*
+ * Changes the worker of a socket that no worker is asked about now; the caller's
+ * reference to the new one is consumed.
+ */
+static void change_worker(struct ssa_sock *ssk, struct ssa_worker *worker)
 {
-	struct ssa_worker *worker, *old;
+	struct ssa_worker *old;
 
-	worker = ssa_worker_get();
-	if (!worker)
-		return -ECANCELED;
 	atomic_inc(&worker->sockets);
 	ssa_lock(ssk);
 	old = ssk->worker;
 	ssk->worker = worker;
 	ssa_unlock(ssk);
+	ssk->introduced = false;
 	if (old) {
 		atomic_dec(&old->sockets);
 		ssa_worker_put(old);
 	}
-	return 0;
 }
 
 static int introduce_all(struct ssa_sock *ssk, char **text)
@@ -243,32 +243,34 @@ static int introduce_all(struct ssa_sock *ssk, char **text)
  */
 int ssa_sock_introduce(struct ssa_sock *ssk, char **text)
 {
+	struct ssa_worker *worker;
 	char *why = NULL;
 	int err;
 
 	do {
-		if (ssk->worker && !ssa_worker_is_leaving(ssk->worker)) {
-			if (ssk->introduced)
-				return 0;
-		} else if (choose_worker(ssk)) {
-			set_text_locked(ssk,
-					"The TLS daemon is not running; 'ssad start' starts it.");
-			return -ECANCELED;
+		if (!ssk->worker || ssa_worker_is_leaving(ssk->worker)) {
+			worker = ssa_worker_get();
+			if (!worker) {
+				err = -ECANCELED;
+				set_text_locked(ssk,
+						"The TLS daemon is not running; 'ssad start' starts it.");
+				goto out_free;
+			}
+			change_worker(ssk, worker);
 		}
-		ssk->introduced = false;
+		if (ssk->introduced)
+			return 0;
 		err = introduce_all(ssk, text ?: &why);
 		/* One that leaves meanwhile fails nobody, unlike one that dies. */
 	} while ((!err || err == -ECANCELED) && READ_ONCE(ssk->worker->leaving) &&
 		 !READ_ONCE(ssk->closing));
+	/* On an error it is known in part: to be introduced anew before the next use. */
+	ssk->introduced = !err;
 	if (err)
-		goto err_text;
-	ssk->introduced = true;
-	kfree(why);
-	return 0;
+		set_text_locked(ssk, why ?:
+				"The TLS daemon did not take the socket on; see its log.");
 
-err_text:
-	/* Known in part: to be introduced anew before the next use. */
-	set_text_locked(ssk, why ?: "The TLS daemon did not take the socket on; see its log.");
+out_free:
 	kfree(why);
 	return err;
 }
@@ -283,21 +285,13 @@ err_text:
  */
 void ssa_sock_follow(struct ssa_sock *ssk, struct ssa_worker *worker)
 {
-	struct ssa_worker *old = ssk->worker;
-
-	if (!worker || worker == old || ssa_worker_is_leaving(worker))
+	if (!worker || worker == ssk->worker || ssa_worker_is_leaving(worker))
 		return;
 	/* Now or not at all: should it come back, CLOSE must not come after that. */
-	if (ssa_worker_close(old, ssk))
+	if (ssa_worker_close(ssk->worker, ssk))
 		return;
 	refcount_inc(&worker->ref);
-	atomic_inc(&worker->sockets);
-	ssa_lock(ssk);
-	ssk->worker = worker;
-	ssa_unlock(ssk);
-	ssk->introduced = false;
-	atomic_dec(&old->sockets);
-	ssa_worker_put(old);
+	change_worker(ssk, worker);
 }
 
 /**
@@ -868,6 +862,11 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 	ssk->error_text = res->text;
 	res->text = NULL;
 	ssk->connect_error = err;
+	if (res->from_worker && ssk->kind != SSA_TRANSPORT_CHANNEL) {
+		/* Before the state: who waits for that may need the room at once. */
+		swap(counted, ssk->counted);
+		ssa_user_uncount(counted);
+	}
 	if (err) {
 		ssa_endpoint_abort(ssk, req);
 		sk->sk_err = -err;
@@ -885,7 +884,6 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 	}
 	ssa_levels_free(ssk);
 	if (res->from_worker && ssk->kind != SSA_TRANSPORT_CHANNEL) {
-		swap(counted, ssk->counted);
 		/*
 		 * One that wants to see tickets is to hear of the end as well;
 		 * one that has the session is known to those who want it, too.
@@ -898,7 +896,6 @@ void ssa_sock_connected(struct ssa_sock *ssk, struct ssa_request *req, struct ss
 	if (forgotten)
 		atomic_dec(&forgotten->sockets);
 	ssa_worker_put(forgotten);
-	ssa_user_uncount(counted);
 
 	ssa_event(ssk, err ? SSA_EVENT_KIND_REFUSED : SSA_EVENT_KIND_CONNECTED);
 	/*
