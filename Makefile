@@ -99,6 +99,8 @@ test-debug: setup ## build the debug kernel, and run everything on it, which tak
 			DEADLINE=0 || status=1; \
 	done; \
 	$(MAKE) --no-print-directory fuzz-debug DEADLINE=0 || status=1; \
+	$(VM) coverage $(RESULTS)/test-debug-debug $(RESULTS)/test-debug-system \
+		$(RESULTS)/fuzz-debug || status=1; \
 	exit $$status
 
 test-runner: setup ## have guests fail in every way, and the debug kernel report all it should

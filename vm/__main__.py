@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line of the runner: python -m vm build, run, shell."""
+"""The command line of the runner: python -m vm build, run, coverage, shell."""
 
 from __future__ import annotations
 
@@ -87,8 +87,17 @@ def run(
     for complaint in outcome.complaints:
         say(complaint)
     if covered := coverage.table(_output(machine.kernel), results):
-        say(f"the part of the module that was executed:\n{covered}")
+        say_covered(covered)
     sys.exit(FAILED if outcome.complaints or outcome.status is None else outcome.status)
+
+
+@main.command("coverage")
+@click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+def coverage_(results: tuple[Path, ...]) -> None:
+    """Say which part of the module was executed by runs together, of which RESULTS are left."""
+    if not (covered := coverage.merged(results)):
+        raise RunnerError(f"nothing was counted in {', '.join(map(str, results))}")
+    say_covered(covered)
 
 
 @main.command()
@@ -154,6 +163,11 @@ def _environment(passed: tuple[str, ...]) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
     kept = {name: os.environ[name] for name in ("CI", *passed) if name in os.environ}
     return {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8"} | kept
+
+
+def say_covered(covered: str) -> None:
+    """Tell what was executed."""
+    say(f"the part of the module that was executed:\n{covered}")
 
 
 def say(text: str) -> None:

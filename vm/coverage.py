@@ -8,13 +8,21 @@ the compiler left where the module was built.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vm.errors import RunnerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+# What gcovr makes of a run's counts, in its folder `coverage`.
+_COUNTS = "counts.json"
 
 
 def table(built: Path, results: Path) -> str:
@@ -28,20 +36,36 @@ def table(built: Path, results: Path) -> str:
         return ""
     for found in counts.glob("*.gcda"):
         shutil.copyfile(built / found.with_suffix(".gcno").name, found.with_suffix(".gcno"))
-    summary = counts / "summary.json"
-    command = [
-        *(str(Path(sys.executable).with_name("gcovr")), str(counts), "--root", str(built)),
-        *("--object-directory", str(counts), "--filter", f"{built}/.*[.]c"),
+    _gcovr(
+        *(str(counts), "--root", str(built), "--object-directory", str(counts)),
+        *("--filter", f"{built}/.*[.]c"),
         # The kernel's own headers, which are named as where the kernel was built.
         *("--gcov-ignore-errors", "all"),
-        *("--json-summary", str(summary), "--html-details", str(counts / "index.html")),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RunnerError(f"gcovr could not read {counts}:\n{done.stderr}")
-    told = json.loads(summary.read_text())
+        *("--json", str(counts / _COUNTS), "--html-details", str(counts / "index.html")),
+    )
+    return merged([results])
+
+
+def merged(runs: Sequence[Path]) -> str:
+    """The same of several runs together, by their results; "" if nothing was counted in any.
+
+    Raises RunnerError if gcovr can't put them together: they are of different sources.
+    """
+    counts = [found for run in runs if (found := run / "coverage" / _COUNTS).exists()]
+    if not counts:
+        return ""
+    tracefiles = [word for found in counts for word in ("--add-tracefile", str(found))]
+    told = json.loads(_gcovr(*tracefiles, "--json-summary", "-"))
     rows = [_row(file["filename"], file) for file in told["files"]]
     return "\n".join([f"{'':<16}{'lines':>18}{'branches':>18}", *rows, _row("in all", told)])
+
+
+def _gcovr(*arguments: str) -> str:
+    command = [str(Path(sys.executable).with_name("gcovr")), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RunnerError(f"{shlex.join(command)} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def _row(name: str, told: dict[str, Any]) -> str:
