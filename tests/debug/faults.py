@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """System calls in which the n-th thing that can fail does: an allocation, or a copy from or to the
-program's memory (Documentation/fault-injection in Linux's source)."""
+program's memory (Documentation/fault-injection in Linux's source). Either that alone, or each
+allocation after it as well, so that no second try helps."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
 DEBUG = Path("/sys/kernel/debug")
 
 # Allocations that may sleep fail as well, single pages too; and no stack is put into the kernel's
-# log for each of them, where it would be taken for a report.
+# log for each of them, where it would be taken for a report. Those of a thread that is to have more
+# than one fault fail always (should_fail_ex() in Linux's source).
 _SETTINGS = {
     "failslab/verbose": "0",
+    "failslab/task-filter": "Y",
+    "failslab/probability": "100",
+    "failslab/times": "-1",
     "failslab/ignore-gfp-wait": "N",
     "fail_page_alloc/verbose": "0",
     "fail_page_alloc/ignore-gfp-wait": "N",
@@ -97,11 +102,12 @@ class Result:
 
 
 class Call:
-    """Makes one system call with its n-th fault."""
+    """Makes one system call with its n-th fault, and perhaps all that could follow."""
 
-    def __init__(self, library: ctypes.CDLL, nth: int) -> None:
+    def __init__(self, library: ctypes.CDLL, nth: int, *, lasting: bool = False) -> None:
         self._library = library
         self.nth = nth
+        self.lasting = lasting
         self.result: Result | None = None
 
     def __call__(self, number: Sys, *arguments: Argument) -> Result:
@@ -110,21 +116,25 @@ class Call:
         kept = [_memory(one) for one in arguments]
         values = (ctypes.c_long * 6)(*[_number(one) for one in kept])
         error, injected = ctypes.c_int(), ctypes.c_bool()
-        # The count is a thread's, which the file belongs to as well.
-        descriptor = os.open("/proc/thread-self/fail-nth", os.O_RDWR)
-        try:
+        with ExitStack() as opened:
             value = self._library.fault_call(
-                descriptor,
+                _open_own("fail-nth", opened),
+                _open_own("make-it-fail", opened) if self.lasting else -1,
                 self.nth,
                 ctypes.c_long(number),
                 values,
                 ctypes.byref(error),
                 ctypes.byref(injected),
             )
-        finally:
-            os.close(descriptor)
         self.result = Result(value, error.value, injected.value)
         return self.result
+
+
+def _open_own(name: str, opened: ExitStack) -> int:
+    # The thread's that opens it, of which the setting is too.
+    descriptor = os.open(f"/proc/thread-self/{name}", os.O_RDWR)
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 def _memory(argument: Argument) -> int | ctypes.Array[ctypes.c_char]:
@@ -155,26 +165,26 @@ class Faults:
         success: Collection[int] = (0,),
     ) -> None:
         """Repeat `act`, which makes one call, with a fault at each step that can fail, until the
-        call gets through without one.
+        call gets through without one; and then again, with all faults that could follow it.
 
         With a fault the call may succeed or fail with an errno of `allowed`; without one it has to
         end as `success` says. `act` looks at what the call leaves behind.
         """
-        ends_of = self.table[what]
-        for nth in itertools.count(1):
-            call = Call(self._library, nth)
-            act(call)
-            result = call.result
-            assert result is not None, f"{what}: no call was made"
-            ends = (*success, *(allowed if result.injected else ()))
-            assert result.error in ends, (
-                f"{what}: {name_of(result.error)} with fault {nth} "
-                f"({'injected' if result.injected else 'not reached'})"
-            )
-            if not result.injected:
-                break
-            ends_of[name_of(result.error)] += 1
-            assert nth < _MOST, f"{what} never gets through"
+        for lasting in (False, True):
+            for nth in itertools.count(1):
+                call = Call(self._library, nth, lasting=lasting)
+                act(call)
+                result = call.result
+                assert result is not None, f"{what}: no call was made"
+                ends = (*success, *(allowed if result.injected else ()))
+                assert result.error in ends, (
+                    f"{what}: {name_of(result.error)} with fault {nth}{' and on' * lasting} "
+                    f"({'injected' if result.injected else 'not reached'})"
+                )
+                if not result.injected:
+                    break
+                self.table[what][name_of(result.error)] += 1
+                assert nth < _MOST, f"{what} never gets through"
 
     def report(self) -> list[str]:
         """Return the table: each call, its faults, and what they made it return."""
