@@ -251,7 +251,9 @@ def test_leave(faults: Faults, world: World) -> None:
                     "the other has taken over",
                     lambda: owed(leaving.do(Command.LEAVE, b"")) == 0,
                 )
-                assert [one["sockets"] for one in workers()] == [2, 0]
+                await_condition(
+                    "it is counted", lambda: [one["sockets"] for one in workers()] == [2, 0]
+                )
             client = world.client_of(listener, opened)
             accepted, _ = listener.accept()
             with accepted:

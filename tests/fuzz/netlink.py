@@ -55,6 +55,7 @@ WORKERS_OWN: Final = frozenset(
 )
 
 # The errnos of a message that the contract forbids: it is refused before code of ours runs.
+_ANY_ERRNO: Final = frozenset(range(4096))
 FORBIDDEN: Final = frozenset((errno.EINVAL, errno.ERANGE, errno.EOPNOTSUPP))
 
 # The errnos of messages that the contract allows, right or wrong at the time.
@@ -539,14 +540,13 @@ class Volley:
         """Send one message that is right."""
         flags = NLM_F_REQUEST | NLM_F_ACK
         head = struct.pack("=BBH", command, CONTRACT.version, 0)
-        any_errno = frozenset(range(4096))
         message = Message(
             command=command,
             kind=None,
             flags=flags,
             body=head + body,
             story="right",
-            errnos=any_errno,
+            errnos=_ANY_ERRNO,
             idle=False,
             request=None,
             socket=None,

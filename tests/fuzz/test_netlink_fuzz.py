@@ -26,6 +26,7 @@ from tests.fuzz.netlink import WORKERS_OWN, Mutator, Targets, Verdict, Volley
 from tests.fuzz.seeds import seed_of_run
 from tests.peers import hostile
 from tests.peers.hostile import serving
+from tests.system.daemon import PARAMETERS, written
 from tests.system.hostname import host_address, host_socket
 from tests.system.netlink import Raw, u32
 from tests.system.program import (
@@ -44,7 +45,6 @@ from tests.system.program import (
     tls_socket,
 )
 from tests.system.server import SOON, check_served, listening
-from tests.system.test_limits import written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from tests.peers.hostile import Peer
     from tests.peers.pki import Pki
     from tests.peers.servers import Server
-    from tests.system.daemon import Transport
+    from tests.system.daemon import Daemon, Transport
     from tests.system.server import Measured
 
 # Both tests of the second kind together send as many again.
@@ -356,11 +356,15 @@ def _pending(asking: Volley) -> int:
 
 def test_strangers_send_anything_to_a_daemon_that_serves(
     stack: ExitStack,
+    any_daemon: Daemon,
     transport: Transport,
     echo_server: Server,
     pki: Pki,
     measured: Measured,
 ) -> None:
+    # One connect() waits from the beginning to the end.
+    any_daemon.ensure(transport, "--handshake-timeout", "3600")
+    stack.enter_context(written(PARAMETERS / "connect_timeout_ms", 3_600_000))
     seed = seed_of_run()
     measured("netlink fuzzing, FUZZ_SEED", str(seed))
     with Raw() as raw, serving(hostile.silent) as silent:

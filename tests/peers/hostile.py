@@ -147,11 +147,13 @@ def reset_after_hello(connection: socket.socket, _peer: Peer) -> None:
     reset(connection)
 
 
-def answer(data: bytes) -> Script:
+def answer(data: bytes, *, when_told: bool = False) -> Script:
     """Return a script that answers a ClientHello with `data`, then waits to be left."""
 
-    def script(connection: socket.socket, _peer: Peer) -> None:
+    def script(connection: socket.socket, peer: Peer) -> None:
         read_record(connection)
+        if when_told:
+            peer.go_on.wait(DEADLINE)
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
         read_until_closed(connection)

@@ -27,6 +27,7 @@ class Responder:
         self.release = threading.Event()
         self.arrived = threading.Event()
         self.asked: Counter[str] = Counter()
+        self.counting = threading.Lock()  # each request has a thread of its own
 
     def url(self, path: str) -> str:
         """Return the URL of a path, which begins with a slash."""
@@ -49,7 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bytes) -> None:
         responder = self.responder
-        responder.asked[self.path] += 1
+        with responder.counting:
+            responder.asked[self.path] += 1
         if self.path in responder.silent:
             responder.arrived.set()
             responder.release.wait()

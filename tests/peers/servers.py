@@ -201,7 +201,8 @@ def stunnel(
 ) -> Iterator[Server]:
     """Run stunnel in front of `echo` (echo.c): it echoes each byte, to many at once."""
     port = free_port(address)
-    plain_port = free_port()
+    while (plain_port := free_port()) == port:
+        pass
     config = directory / "stunnel.conf"
     log = directory / "stunnel.log"
     accept = f"{address}:{port}"

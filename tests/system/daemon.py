@@ -25,6 +25,8 @@ CLOSE_TIMEOUT = Policy().close_timeout
 
 Transport = Literal["ktls", "channel"]
 
+PARAMETERS = Path("/sys/module/ssa/parameters")
+
 # A guest without KVM is 15 to 20 times slower than its host, and Python's imports are many files.
 DEADLINE = 120.0
 
@@ -36,6 +38,17 @@ def await_condition(what: str, holds: Callable[[], bool], deadline: float = DEAD
     while not holds():
         assert time.monotonic() < end, f"waited {deadline:g} seconds in vain for: {what}"
         time.sleep(0.01)
+
+
+@contextmanager
+def written(path: Path, value: int) -> Iterator[None]:
+    """Have a number in a file of the kernel's."""
+    before = path.read_text()
+    path.write_text(str(value))
+    try:
+        yield
+    finally:
+        path.write_text(before)
 
 
 def socket_count() -> int:

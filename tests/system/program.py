@@ -7,16 +7,20 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import socket
 import struct
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from ssad.wire import CHAIN_MAX, IPPROTO_TLS, TlsOption
 from tests.peers.pki import HOST
+from tests.system.daemon import await_condition
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -117,6 +121,28 @@ def get_bytes(sock: socket.socket, option: TlsOption) -> bytes:
     if libc.getsockopt(sock.fileno(), IPPROTO_TLS, option, buffer, ctypes.byref(length)) != 0:
         _raise_errno()
     return buffer.raw[: length.value]
+
+
+def waits(task: int, where: str = "[ssa]") -> bool:
+    """Tell whether a thread of this process sleeps in the kernel, in a call of the module's."""
+    folder = Path(f"/proc/self/task/{task}")
+    state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+    return state in "SD" and where in (folder / "stack").read_text()
+
+
+def signal_once_it_waits(then: Callable[[], object] | None = None) -> threading.Thread:
+    """Have this thread get SIGUSR1 when it waits in a call of the module's, and then do `then`."""
+    caller, task = threading.get_ident(), threading.get_native_id()
+
+    def run() -> None:
+        await_condition("the call waits in the module", lambda: waits(task))
+        signal.pthread_kill(caller, signal.SIGUSR1)
+        if then is not None:
+            then()
+
+    other = threading.Thread(target=run)
+    other.start()
+    return other
 
 
 def _raise_errno() -> NoReturn:

@@ -39,6 +39,7 @@ from tests.system.program import (
     libc,
     receive_exactly,
     refused,
+    signal_once_it_waits,
     start_child,
     tls_error,
 )
@@ -217,23 +218,17 @@ class TestWaiting:
         before = signal.signal(signal.SIGUSR1, ignore)
         stack.callback(signal.signal, signal.SIGUSR1, before)
         signal.siginterrupt(signal.SIGUSR1, not restart)
-        main = threading.main_thread().ident or 0
-        timers = [
-            threading.Timer(0.5, signal.pthread_kill, [main, signal.SIGUSR1]),
-            threading.Timer(1.5, visitors.connect),
-        ]
-        for timer in timers:
-            timer.start()
+        later = signal_once_it_waits(visitors.connect if restart else None)
         # Python's own accept() goes on after a signal.
         number = libc.accept4(listener.sock.fileno(), None, None, 0)
         found = ctypes.get_errno()
-        for timer in timers:
-            timer.join()
+        later.join()
         if restart:
             assert number >= 0, errno.errorcode[found]
             os.close(number)
         else:
             assert (number, found) == (-1, errno.EINTR)
+            visitors.connect()
             listener.accept().close()
 
     def test_a_process_that_waits_can_be_killed(self, listener: TlsListener, pki: Pki) -> None:
@@ -473,7 +468,8 @@ class TestTheQueue:
             # One after the other, until one is left waiting.
             while True:
                 raw = stack.enter_context(socket.create_connection((LOOPBACK, listener.port)))
-                raw.settimeout(2)
+                # Those for whom there is room may take their time.
+                raw.settimeout(60 if len(made) < max(backlog, 1) else 2)
                 try:
                     client = stack.enter_context(
                         trust.wrap_socket(raw, server_hostname=HOST, suppress_ragged_eofs=False)
@@ -495,6 +491,7 @@ class TestTheQueue:
         with listening(pki.ecdsa, backlog=backlog) as again:
             check_served(again, pki.root)
 
+    @pytest.mark.usefixtures("daemon")
     def test_room_lets_those_in_that_waited(self, pki: Pki) -> None:
         # With all of them in TCP's hands before the first one is accepted.
         backlog, count = 2, 5
@@ -520,6 +517,7 @@ class TestTheQueue:
                 assert not thread.is_alive()
             assert answers == [b"hello"] * count
 
+    @pytest.mark.usefixtures("daemon")
     def test_a_longer_backlog_makes_room(self, pki: Pki) -> None:
         with listening(pki.ecdsa, backlog=0) as listener:
             connected = threading.Semaphore(0)

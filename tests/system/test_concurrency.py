@@ -82,6 +82,7 @@ def test_200_connects_at_once_from_processes_and_threads(
     assert run.stdout == b"200\n", run.stderr.decode()
 
 
+@pytest.mark.timeout(300)
 def test_200_connects_that_do_not_wait_from_one_thread(
     echo_server: Server, stack: ExitStack
 ) -> None:
@@ -90,7 +91,7 @@ def test_200_connects_that_do_not_wait_from_one_thread(
         sock.settimeout(0)
         assert raw_connect(sock, echo_server) == errno.EINPROGRESS
     for number, sock in enumerate(sockets):
-        sock.settimeout(DEADLINE)
+        sock.settimeout(150)  # what the daemon has for its handshakes, which all end together
         sock.sendall(number.to_bytes(4, "big"))  # waits for the connection
     for number, sock in enumerate(sockets):
         assert int.from_bytes(receive_exactly(sock, 4), "big") == number

@@ -25,6 +25,7 @@ from tests.system.program import (
     libc,
     raw_connect,
     refused,
+    signal_once_it_waits,
     so_error,
     tls_error,
     tls_socket,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from tests.peers.servers import Server
 
 DEADLINE = 60.0
+
+GARBAGE = hostile.answer(hostile.GARBAGE, when_told=True)
 
 
 def late(pki: Pki) -> Script:
@@ -71,16 +74,18 @@ class TestConnectWithoutWaiting:
             echo(sock, b"done")
 
     def test_it_ends_with_the_error_once(self) -> None:
-        with serving(hostile.answer(hostile.GARBAGE)) as peer, tls_socket() as sock:
+        with serving(GARBAGE) as peer, tls_socket() as sock:
             begin(sock, peer)
+            peer.go_on.set()
             select.select([], [sock], [], DEADLINE)
             assert raw_connect(sock, peer) == errno.EPROTO
             assert so_error(sock) == 0
             assert raw_connect(sock, peer) == errno.EBADFD
 
     def test_so_error_has_the_error_once(self) -> None:
-        with serving(hostile.answer(hostile.GARBAGE)) as peer, tls_socket() as sock:
+        with serving(GARBAGE) as peer, tls_socket() as sock:
             begin(sock, peer)
+            peer.go_on.set()
             select.select([], [sock], [], DEADLINE)
             assert so_error(sock) == errno.EPROTO
             assert so_error(sock) == 0
@@ -209,8 +214,6 @@ class TestConnectThatIsCutShort:
     @pytest.mark.usefixtures("daemon")
     def test_a_signal_interrupts_it_before_tcp_is_connected(self, void: Address) -> None:
         with tls_socket() as sock:
-            main = threading.main_thread().ident or 0
-            later = threading.Timer(1, signal.pthread_kill, [main, signal.SIGUSR1])
-            later.start()
+            later = signal_once_it_waits()
             assert raw_connect(sock, void) == errno.EINTR
             later.join()

@@ -21,7 +21,8 @@ from ssad.wire import IPPROTO_TLS, TlsOption
 from tests.peers import hostile, servers, tls_peer
 from tests.peers.hostile import serving
 from tests.peers.pki import ALIAS, HOST
-from tests.system.daemon import await_condition, socket_count, sockets
+from tests.system.conftest import SLOWNESS
+from tests.system.daemon import PARAMETERS, await_condition, socket_count, sockets
 from tests.system.program import (
     await_child,
     connect,
@@ -39,6 +40,7 @@ from tests.system.program import (
     start_child,
     tls_error,
     tls_socket,
+    waits,
 )
 
 if TYPE_CHECKING:
@@ -53,9 +55,7 @@ if TYPE_CHECKING:
 DEADLINE = 60.0
 
 # Far less than the module's own time-outs, so that it must be the death that ends a call.
-SOON = 5.0
-
-PARAMETERS = Path("/sys/module/ssa/parameters")
+SOON = 5.0 * SLOWNESS
 
 
 class Caller:
@@ -83,8 +83,7 @@ class Caller:
 
         def sleeps() -> bool:
             assert self._thread.is_alive(), f"the call ended: {name_of(self.result)}"
-            stack = Path(f"/proc/self/task/{self._number}/stack").read_text()
-            return where in stack
+            return waits(self._number, where)
 
         await_condition("the call waits in the module", sleeps)
 

@@ -68,12 +68,15 @@ class TestByTheProgram:
 
     def test_the_end_of_the_process_says_goodbye(self, peers: Peers, version: Version) -> None:
         def act(connection: tls_peer.TlsConnection, peer: Peer) -> None:
+            connection.send(connection.receive(1))
             assert connection.receive(4) == b"bye!"
             connection.await_close_notify()
             peer.report("close_notify")
 
         def leave(peer: Peer) -> None:
-            connect(peer).send(b"bye!")
+            sock = connect(peer)
+            echo(sock, b".")  # the peer's tickets have come
+            sock.send(b"bye!")
             os._exit(0)
 
         with peers(act, version) as peer:

@@ -20,6 +20,7 @@ from ssad.wire import AF_HOSTNAME, IPPROTO_TLS, SocketState, TlsOption
 from tests.peers import tls_peer
 from tests.peers.hostile import Peer, serving
 from tests.peers.pki import HOST, INTERNATIONAL
+from tests.peers.servers import free_port
 from tests.system.daemon import await_condition
 from tests.system.hostname import (
     connect_raw,
@@ -71,7 +72,7 @@ class Both:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
-        self.port = 0
+        self.port = free_port("::")  # at every address of both families
 
     def listen(self, identity: Identity, *addresses: str) -> int:
         """Serve at these addresses; return the port."""

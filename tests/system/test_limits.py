@@ -19,7 +19,7 @@ import pytest
 from ssad.wire import TlsOption
 from tests.peers import hostile
 from tests.peers.hostile import serving
-from tests.system.daemon import await_condition, socket_count
+from tests.system.daemon import PARAMETERS, await_condition, socket_count, written
 from tests.system.netns import CLONE_NEWUSER, unshare
 from tests.system.program import (
     await_child,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tests.peers.servers import Server
     from tests.system.daemon import Daemon, Transport
 
-PARAMETER = Path("/sys/module/ssa/parameters/sockets_per_user")
+PARAMETER = PARAMETERS / "sockets_per_user"
 FILE_MAX = Path("/proc/sys/fs/file-max")
 
 TRUSTED = TlsOption.TLS_TRUSTED_PEER_CERTIFICATES
@@ -53,17 +53,6 @@ OTHER = 47120
 # How many sockets a user opens who means no good. 100,000 want some minutes and 4 GiB of memory.
 MANY = int(os.environ.get("SOCKETS", "5000"))
 PROCESSES = 4
-
-
-@contextmanager
-def written(path: Path, value: int) -> Iterator[None]:
-    """Have a number in a file of the kernel's."""
-    before = path.read_text()
-    path.write_text(str(value))
-    try:
-        yield
-    finally:
-        path.write_text(before)
 
 
 def limited(value: int) -> AbstractContextManager[None]:

@@ -191,7 +191,7 @@ def leaves_nothing(act: Callable[[], None]) -> None:
         return not more
 
     try:
-        await_condition("nothing is left", nothing_is_left, deadline=60)
+        await_condition("nothing is left", nothing_is_left, deadline=180)
     except AssertionError as error:
         raise AssertionError("; ".join(more)) from error
 

@@ -113,6 +113,12 @@ def test_namespaces_reach_each_other_by_what_connects_them(
     for home, address in ((near, HERE), (far, THERE)):
         home.ip("address", "add", f"{address}/24", "dev", "cable")
         home.ip("link", "set", "dev", "cable", "up")
+    for home in (near, far):
+        show = ["ip", "-n", home.name, "link", "show", "dev", "cable"]
+        await_condition(
+            "the cable works",
+            lambda show=show: b"state UP" in subprocess.check_output(show),  # type: ignore[misc]
+        )
     seen: list[object] = []
 
     def act(connection: socket.socket) -> None:

@@ -363,6 +363,7 @@ class TestWorkerThatMisbehaves:
             assert answer.error == 0, str(answer)
             found = dict(attributes(answer.replies[0][1]))
             with socket.socket(fileno=struct.unpack("=i", found[Attribute.FD])[0]) as endpoint:
+                assert select.select([], [endpoint], [], 30)[1]
                 assert endpoint.getpeername() == (peer.address, peer.port)
                 assert endpoint.getsockname() == sock.getsockname()
                 assert not os.get_blocking(endpoint.fileno())

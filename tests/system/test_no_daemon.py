@@ -37,10 +37,12 @@ AT_ONCE = 0.1
 
 def canceled_at_once(call: Callable[[], object]) -> None:
     """Check that `call` fails with ECANCELED, and how long that takes."""
-    start = time.monotonic()
-    refused(errno.ECANCELED, call)
-    took = time.monotonic() - start
-    assert took < AT_ONCE, f"it took {took:.3f} s"
+    took: list[float] = []  # the best of some, for a virtual CPU can stand still
+    while len(took) < 10 and (not took or min(took) >= AT_ONCE):
+        start = time.monotonic()
+        refused(errno.ECANCELED, call)
+        took.append(time.monotonic() - start)
+    assert min(took) < AT_ONCE, f"it took {min(took):.3f} s"
 
 
 @pytest.mark.usefixtures("no_daemon")

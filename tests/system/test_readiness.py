@@ -96,12 +96,13 @@ class TestEpoll:
 
     def test_a_failed_connect_is_told(self, *, edge: bool) -> None:
         with (
-            serving(hostile.answer(hostile.GARBAGE)) as peer,
+            serving(hostile.answer(hostile.GARBAGE, when_told=True)) as peer,
             tls_socket() as sock,
             Epoll(sock, edge=edge) as epoll,
         ):
             epoll.drain()
             begin(sock, peer)
+            peer.go_on.set()
             assert epoll.wait_for(OUT | select.EPOLLERR) & select.EPOLLHUP
             assert so_error(sock) == errno.EPROTO
 

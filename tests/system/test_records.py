@@ -154,11 +154,12 @@ class TestBesidesData:
         assert select.select([ticket_between], [], [], 0.3)[0] == []
 
     def test_renegotiation_is_not_taken_up(self, peers: Peers) -> None:
-        def act(connection: tls_peer.TlsConnection, _peer: Peer) -> None:
+        def act(connection: tls_peer.TlsConnection, peer: Peer) -> None:
             connection.ask_to_renegotiate()
             # A refusal, which is a warning, ends it for OpenSSL; without an answer it reads on.
             with contextlib.suppress(SSL.Error):
                 connection.receive(1)
+            peer.go_on.wait(DEADLINE)  # until the test is done
 
         with peers(act, "TLSv1.2") as peer, connect(peer) as sock:
             refused(errno.EAGAIN, lambda: sock.recv(1, socket.MSG_DONTWAIT))

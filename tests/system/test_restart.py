@@ -89,7 +89,9 @@ class Restarts:
 
     def start(self, transport: Transport = "ktls", count: int = 1) -> None:
         """Have a daemon run with so many workers."""
-        self._daemon.ensure(transport, "--config", str(self.path), worker_count=count)
+        # What is under way waits until two programs are loaded.
+        options = ("--handshake-timeout", "290", "--config", str(self.path))
+        self._daemon.ensure(transport, *options, worker_count=count)
 
     def __call__(self) -> set[int]:
         """Restart; return the old workers' process ids."""
@@ -231,7 +233,7 @@ class TestWhatIsThere:
             check_served(listener, pki.root)  # they are in the worker's hands, in order
             old = restart()
             # It has not finished: the old worker is still at it.
-            assert leaving() == old
+            await_condition("the old worker is leaving", lambda: leaving() == old)
             # Handshakes that the old worker has begun, and new ones.
             trust = clients.context(pki.root)
             for raw in made:

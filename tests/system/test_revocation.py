@@ -20,7 +20,7 @@ from tests.peers import clients, servers
 from tests.peers.authority import HOUR, MUST_STAPLE, Authority, now, sources
 from tests.peers.clients import Target
 from tests.peers.responder import responding
-from tests.peers.servers import Site, free_ports
+from tests.peers.servers import Site, free_port
 from tests.system.daemon import await_condition
 from tests.system.program import (
     Address,
@@ -84,7 +84,10 @@ def world(pki: Pki, directory: Path) -> Iterator[World]:
     ca, key = Authority.load(pki.intermediate), Authority.load(pki.ecdsa).key
     with ExitStack() as stack:
         responder = stack.enter_context(responding())
-        port, nobody = free_ports(2)
+        port = free_port()
+        held = stack.enter_context(socket.socket())  # bound only, so that it refuses
+        held.bind(("127.0.0.1", 0))
+        nobody = held.getsockname()[1]
         ask, look = f"http://127.0.0.1:{port}", responder.url("/list.crl")
         certificates = {
             "good": ca.issue(*sources(ocsp_url=ask, crl_url=look), key=key),
@@ -97,24 +100,27 @@ def world(pki: Pki, directory: Path) -> Iterator[World]:
                 for name in ("silent", "garbage", "large", "moved")
             },
         }
+        later = now() + 24 * HOUR  # than a debug kernel needs for all tests
         responder.silent.add("/silent")
         responder.pages |= {
             "/garbage": b"garbage",
             "/large": bytes(1 << 20),
             "/moved": 302,
-            "/list.crl": ca.crl({certificates["revoked"]: x509.ReasonFlags.key_compromise}),
+            "/list.crl": ca.crl(
+                {certificates["revoked"]: x509.ReasonFlags.key_compromise}, until=later
+            ),
         }
         identities = {
             name: ca.identity(place, one, pki.ecdsa.key) for name, one in certificates.items()
         }
         good, old = certificates["good"], now() - 3 * HOUR
         staples = {
-            "good": ca.ocsp(good),
-            "revoked": ca.ocsp(certificates["revoked"], ocsp.OCSPCertStatus.REVOKED),
+            "good": ca.ocsp(good, until=later),
+            "revoked": ca.ocsp(certificates["revoked"], ocsp.OCSPCertStatus.REVOKED, until=later),
             "old": ca.ocsp(good, since=old, until=old + HOUR),
-            "stranger": ca.ocsp(good, responder=Authority.load(pki.top)),
-            "others": ca.ocsp(certificates["bare"]),
-            "must": ca.ocsp(certificates["must"]),
+            "stranger": ca.ocsp(good, responder=Authority.load(pki.top), until=later),
+            "others": ca.ocsp(certificates["bare"], until=later),
+            "must": ca.ocsp(certificates["must"], until=later),
         }
         sites = {name: Site(identity) for name, identity in identities.items()}
         for name, response in staples.items():

@@ -442,10 +442,12 @@ def test_a_listener_does_not_suffer_from_anothers_guests(listener: TlsListener, 
 class TestDeadline:
     """--handshake-timeout."""
 
+    PATIENCE = 6.0
+
     @pytest.fixture
     def impatient(self, any_daemon: Daemon) -> None:
-        """Have a daemon that gives a handshake two seconds."""
-        any_daemon.ensure("ktls", "--handshake-timeout", "2")
+        """Have a daemon that gives a handshake so long: good clients are through before that."""
+        any_daemon.ensure("ktls", "--handshake-timeout", f"{self.PATIENCE:g}")
 
     def check_given_up(self, raw: socket.socket, events: Events) -> None:
         """Check that a connection is ended by the other side, and that those who watch hear it."""
@@ -453,7 +455,7 @@ class TestDeadline:
         with suppress(ConnectionResetError):
             hostile.read_until_closed(raw)
         event = events.refusal()
-        assert re.search(r"\b2 s\b|second|time", event["text"]), event
+        assert re.search(r"\b6 s\b|second|time", event["text"]), event
 
     @pytest.mark.usefixtures("impatient")
     @pytest.mark.parametrize("said", [0, 1, 100], ids="after {} bytes".format)
@@ -487,7 +489,7 @@ class TestDeadline:
                     break
                 if select.select([raw], [], [], 0.2)[0]:
                     break
-            assert time.monotonic() - start < 20, "it should have been given up after two seconds"
+            assert time.monotonic() - start < 40, "it should have been given up after six seconds"
 
     @pytest.mark.usefixtures("impatient")
     def test_what_is_connected_has_no_deadline(self, listener: TlsListener, pki: Pki) -> None:
@@ -496,7 +498,7 @@ class TestDeadline:
             clients.connect(trust, Target(listener.port, pki.root)) as client,
             listener.accept() as accepted,
         ):
-            time.sleep(2.5)  # longer than the deadline: nothing is to happen
+            time.sleep(self.PATIENCE + 0.5)  # longer than the deadline: nothing is to happen
             client.sendall(b"still")
             assert accepted.recv(5) == b"still"
 

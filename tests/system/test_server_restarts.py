@@ -73,9 +73,15 @@ class Workers:
 
     @staticmethod
     def of_listener() -> int:
-        """Return the process id of the one worker that has a socket."""
-        (pid,) = [worker["pid"] for worker in workers() if worker["sockets"]]
-        return pid
+        """Wait until one worker has a socket; return its process id."""
+        found: list[int] = []
+
+        def one_has() -> bool:
+            found[:] = [worker["pid"] for worker in workers() if worker["sockets"]]
+            return len(found) == 1
+
+        await_condition("one worker has a socket", one_has)
+        return found[0]
 
     @staticmethod
     def kill(*pids: int) -> None:

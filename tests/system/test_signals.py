@@ -122,8 +122,10 @@ def test_a_connection_is_told_of_from_its_begin_to_its_end(pki: Pki) -> None:
 
 @pytest.mark.usefixtures("transport")
 def test_a_failed_connect_is_told() -> None:
-    with serving(hostile.answer(hostile.GARBAGE)) as peer, tls_socket() as sock, asking(sock):
+    script = hostile.answer(hostile.GARBAGE, when_told=True)
+    with serving(script) as peer, tls_socket() as sock, asking(sock):
         begin(sock, peer)
+        peer.go_on.set()
         await_signal(POLL_ERR)
         assert so_error(sock) == errno.EPROTO
 

@@ -56,9 +56,9 @@ def unusable(data: bytes, certificate: x509.Certificate, issuer: Authority) -> s
 def test_what_is_not_listed_is_good(
     leaf: x509.Certificate, ca: Authority, encoding: serialization.Encoding
 ) -> None:
-    until = now() + HOUR
-    data = ca.crl({ca.issue(): None}, until=until, encoding=encoding)
-    assert look_up(data, leaf, ca) == Answer(Status.GOOD, now() - HOUR, until + SKEW)
+    since, until = now() - HOUR, now() + HOUR
+    data = ca.crl({ca.issue(): None}, since=since, until=until, encoding=encoding)
+    assert look_up(data, leaf, ca) == Answer(Status.GOOD, since, until + SKEW)
 
 
 @pytest.mark.parametrize(

@@ -202,14 +202,14 @@ def await_condition(holds: Callable[[], bool]) -> None:
 def test_a_worker_that_says_nothing_keeps_the_old_policy_for_all(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reload, "_PATIENCE", 0.2)
+    monkeypatch.setattr(reload, "_PATIENCE", 3.0)
     live, frozen = Worker(), Worker()
     daemon = make(live)
     daemon.add(2)
     assert daemon.reload("") == []
     assert daemon.told().faults == (
         (
-            "Worker 2 did not answer within 0.2 s. If it does not recover, 'kill -KILL 2' lets "
+            "Worker 2 did not answer within 3 s. If it does not recover, 'kill -KILL 2' lets "
             "another take its place."
         ),
     )
@@ -275,7 +275,7 @@ def test_a_worker_that_dies_between_the_rounds_is_no_obstacle(make: Make) -> Non
 def test_a_worker_that_is_ready_and_does_not_change_over_is_to_be_killed(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reload, "_PATIENCE", 0.5)
+    monkeypatch.setattr(reload, "_PATIENCE", 3.0)
     live = Worker()
     daemon = make(live)
     end = daemon.add(2)

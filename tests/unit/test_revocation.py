@@ -141,7 +141,7 @@ async def test_a_list_does_where_a_responder_does_not(web: Web, page: bytes | in
 async def test_a_silent_responder_leaves_time_for_the_list(web: Web) -> None:
     web.responder.silent.add("/ocsp")
     web.crl(listed=False)
-    await Checker(replace(POLICY, revocation_timeout=2)).check(web.peer(BOTH))
+    await Checker(replace(POLICY, revocation_timeout=6)).check(web.peer(BOTH))
     error = await refusal(Checker(replace(POLICY, revocation_timeout=0.1)), web.peer(OCSP))
     assert "no answer in time" in error.text
 

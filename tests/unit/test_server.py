@@ -475,8 +475,9 @@ async def test_many_connects_at_once(worker: Worker, tls: ssl.SSLContext) -> Non
 
 
 async def test_stopping_takes_no_new_sockets_and_lets_channels_end(
-    worker: Worker, tls: ssl.SSLContext
+    worker: Worker, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ssad.server._STOP_TIMEOUT", 20.0)
     await worker.open()
     await worker.set(TlsOption.TLS_HOSTNAME, HOST.encode())
     async with Listener(tls) as listener:
@@ -665,8 +666,9 @@ async def begin_handshake(port: int, trusting: ssl.SSLContext) -> Half:
 
 
 async def test_a_worker_that_stops_lets_handshakes_finish(
-    worker: Worker, pki: Pki, trusting: ssl.SSLContext
+    worker: Worker, pki: Pki, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ssad.server._STOP_TIMEOUT", 20.0)
     port = await worker.listen(pki)
     half = await begin_handshake(port, trusting)
     worker.server.stop()

@@ -82,7 +82,7 @@ def test_a_client_that_comes_back_is_the_same(pki: Pki, version: int, level: int
 def test_a_certificate_that_expired_meanwhile_is_refused(
     pki: Pki, version: int, tmp_path: Path
 ) -> None:
-    last = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(seconds=2)
+    last = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(seconds=5)
     identity = _client_until(pki, tmp_path, last)
     settings = settings_of(
         pki.ecdsa, request_peer_auth=AUTH_REQUIRED, trusted=identity.chain.read_bytes()

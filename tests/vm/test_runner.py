@@ -71,4 +71,8 @@ def test_a_guest_does_not_outlive_its_runner(tmp_path: Path) -> None:
             time.sleep(0.1)
         process.terminate()
         assert process.wait(60) == 128 + signal.SIGTERM
-    assert subprocess.run(["pgrep", "--full", str(tmp_path)], check=False).returncode == 1
+    # Killed it is; a busy machine may take a moment to end it.
+    end = time.monotonic() + 30
+    while subprocess.run(["pgrep", "--full", str(tmp_path)], check=False).returncode == 0:
+        assert time.monotonic() < end, "the guest goes on"
+        time.sleep(0.1)
