@@ -286,7 +286,7 @@ static int get_chain(struct genl_info *info, struct ssa_facts *facts)
 		NL_SET_ERR_MSG(info->extack, "the peer's certificate chain is too long");
 		return -EMSGSIZE;
 	}
-	facts->peer_chain = kvmalloc(len + 1, GFP_KERNEL);
+	facts->peer_chain = kvmalloc(len + 1, GFP_KERNEL | __GFP_NOWARN);
 	if (!facts->peer_chain)
 		return -ENOMEM;
 	facts->peer_chain_len = 0;

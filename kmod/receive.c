@@ -329,7 +329,7 @@ static int rx_drop(struct ssa_sock *ssk, struct socket *transport, struct msghdr
 		msg->msg_iter = iter;
 		return ret;
 	}
-	piece.iov_base = kvmalloc(DROP_PIECE, GFP_KERNEL);
+	piece.iov_base = kvmalloc(DROP_PIECE, GFP_KERNEL | __GFP_NOWARN);
 	if (!piece.iov_base)
 		return -ENOMEM;
 	do {

@@ -240,7 +240,7 @@ static void ticket_begin(struct ssa_sock *ssk)
 	if (!ssk->tickets || !ssk->hs_left || len > SSA_VALUE_PIECE_MAX ||
 	    ssk->hs_header[0] != MESSAGE_NEW_SESSION_TICKET)
 		return;
-	ssk->ticket = kvmalloc(len, GFP_KERNEL_ACCOUNT);
+	ssk->ticket = kvmalloc(len, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	if (!ssk->ticket)
 		return;
 	ssk->ticket_len = len;
@@ -362,7 +362,7 @@ int ssa_record_handle(struct ssa_sock *ssk)
 		ret = 1;
 		goto out_unlock;
 	}
-	buf = kvmalloc(TLS_MAX_PAYLOAD_SIZE, GFP_KERNEL);
+	buf = kvmalloc(TLS_MAX_PAYLOAD_SIZE, GFP_KERNEL | __GFP_NOWARN);
 	if (!buf) {
 		ret = -ENOMEM;
 		goto out_unlock;

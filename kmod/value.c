@@ -20,7 +20,7 @@ static struct ssa_setting *setting_new(u32 option, size_t len)
 {
 	struct ssa_setting *set;
 
-	set = kvmalloc(struct_size(set, value, len), GFP_KERNEL_ACCOUNT);
+	set = kvmalloc(struct_size(set, value, len), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	if (!set)
 		return NULL;
 	refcount_set(&set->ref, 1);
