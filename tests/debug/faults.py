@@ -163,22 +163,25 @@ class Faults:
         allowed: Collection[int] = USUAL,
         *,
         success: Collection[int] = (0,),
+        lasting: bool = True,
     ) -> None:
         """Repeat `act`, which makes one call, with a fault at each step that can fail, until the
-        call gets through without one; and then again, with all faults that could follow it.
+        call gets through without one; and then, if they are to be `lasting`, again with all that
+        could follow it. Not where TCP sends: it waits for memory, or gives the connection up
+        without a word to the peer.
 
         With a fault the call may succeed or fail with an errno of `allowed`; without one it has to
         end as `success` says. `act` looks at what the call leaves behind.
         """
-        for lasting in (False, True):
+        for on in (False, True)[: 1 + lasting]:
             for nth in itertools.count(1):
-                call = Call(self._library, nth, lasting=lasting)
+                call = Call(self._library, nth, lasting=on)
                 act(call)
                 result = call.result
                 assert result is not None, f"{what}: no call was made"
                 ends = (*success, *(allowed if result.injected else ()))
                 assert result.error in ends, (
-                    f"{what}: {name_of(result.error)} with fault {nth}{' and on' * lasting} "
+                    f"{what}: {name_of(result.error)} with fault {nth}{' and on' * on} "
                     f"({'injected' if result.injected else 'not reached'})"
                 )
                 if not result.injected:

@@ -126,7 +126,7 @@ def test_connect_of_no_address(
             if call.result and not call.result.error:
                 pair.peer_reads_to_the_end()
 
-    faults.each(titled("connect AF_UNSPEC", request), act)
+    faults.each(titled("connect AF_UNSPEC", request), act, lasting=False)
 
 
 @pytest.mark.parametrize("family", BOTH.values(), ids=BOTH)
@@ -339,7 +339,7 @@ def test_send(faults: Faults, each: World, how: str, request: pytest.FixtureRequ
                 assert result.injected
                 assert "no memory" in tls_error(pair.tls)
 
-    faults.each(titled("", request), act, USUAL | {errno.ECONNABORTED})
+    faults.each(titled("", request), act, USUAL | {errno.ECONNABORTED}, lasting=False)
 
 
 Receive = Callable[[Call, int], tuple[Result, bytes]]
@@ -529,7 +529,7 @@ def test_shutdown(faults: Faults, either: World, request: pytest.FixtureRequest)
             pair.peer.sendall(MARK)
             assert pair.tls.recv(len(MARK)) == MARK
 
-    faults.each(titled("shutdown", request), act)
+    faults.each(titled("shutdown", request), act, lasting=False)
 
 
 def test_close(faults: Faults, either: World, request: pytest.FixtureRequest) -> None:
@@ -540,7 +540,7 @@ def test_close(faults: Faults, either: World, request: pytest.FixtureRequest) ->
             data, _ = pair.peer_reads_to_the_end()
             assert data == DATA
 
-    faults.each(titled("close of a connection", request), act)
+    faults.each(titled("close of a connection", request), act, lasting=False)
 
 
 def test_close_of_what_the_worker_knows(faults: Faults, world: World) -> None:
