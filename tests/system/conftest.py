@@ -22,16 +22,11 @@ from tests.peers.hostile import Peer, serving
 from tests.peers.pki import Pki
 from tests.peers.servers import Version
 from tests.peers.tls_peer import Act
-from tests.system.daemon import Daemon, Transport, await_condition, socket_count
+from tests.system.daemon import SLOWNESS, Daemon, Transport, await_condition, socket_count
 from tests.system.program import Address
 
-# Only the debug kernel has it.
-KMEMLEAK = Path("/sys/kernel/debug/kmemleak")
-
-# Seconds for one test, in a guest that is 15 to 20 times slower than its host, and how many times
-# slower the debug kernel is.
+# Seconds for one test, in a guest that is 15 to 20 times slower than its host.
 TIMEOUT = 180
-SLOWNESS = 6 if KMEMLEAK.exists() else 1
 
 PAGE = b"A page, fetched over TLS.\n" * 100
 

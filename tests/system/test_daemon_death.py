@@ -21,8 +21,7 @@ from ssad.wire import IPPROTO_TLS, TlsOption
 from tests.peers import hostile, servers, tls_peer
 from tests.peers.hostile import serving
 from tests.peers.pki import ALIAS, HOST
-from tests.system.conftest import SLOWNESS
-from tests.system.daemon import PARAMETERS, await_condition, socket_count, sockets
+from tests.system.daemon import PARAMETERS, SLOWNESS, await_condition, socket_count, sockets
 from tests.system.program import (
     await_child,
     connect,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ssad.wire import IPPROTO_TLS
-from tests.system.conftest import KMEMLEAK, PAGE
-from tests.system.daemon import await_condition, socket_count
+from tests.system.conftest import PAGE
+from tests.system.daemon import KMEMLEAK, await_condition, socket_count
 from tests.system.program import (
     NOBODY,
     Address,
