@@ -213,5 +213,6 @@ def settings() -> Iterator[None]:
             (DEBUG / name).write_text(value)
         yield
     finally:
-        for name, value in before.items():
+        # Backwards: without the filter, and before they are improbable, they would be everybody's.
+        for name, value in reversed(before.items()):
             (DEBUG / name).write_text(value)
