@@ -124,8 +124,8 @@ def get_bytes(sock: socket.socket, option: TlsOption) -> bytes:
 
 
 def waits(task: int, where: str = "[ssa]") -> bool:
-    """Tell whether a thread of this process sleeps in the kernel, in a call of the module's."""
-    folder = Path(f"/proc/self/task/{task}")
+    """Tell whether a thread, of any process, sleeps in the kernel, in a call of the module's."""
+    folder = Path(f"/proc/{task}")
     state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
     return state in "SD" and where in (folder / "stack").read_text()
 

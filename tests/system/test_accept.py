@@ -42,6 +42,7 @@ from tests.system.program import (
     signal_once_it_waits,
     start_child,
     tls_error,
+    waits,
 )
 from tests.system.server import (
     SOON,
@@ -233,8 +234,7 @@ class TestWaiting:
 
     def test_a_process_that_waits_can_be_killed(self, listener: TlsListener, pki: Pki) -> None:
         child = start_child(listener.sock.accept)
-        waits = Path(f"/proc/{child}/stack")
-        await_condition("the child waits in the module", lambda: "[ssa]" in waits.read_text())
+        await_condition("the child waits in the module", lambda: waits(child))
         os.kill(child, signal.SIGKILL)
         assert await_child(child) == -signal.SIGKILL
         check_served(listener, pki.root)

@@ -21,7 +21,14 @@ from ssad.wire import IPPROTO_TLS, TlsOption
 from tests.peers import hostile, servers, tls_peer
 from tests.peers.hostile import serving
 from tests.peers.pki import ALIAS, HOST
-from tests.system.daemon import PARAMETERS, SLOWNESS, await_condition, socket_count, sockets
+from tests.system.daemon import (
+    PARAMETERS,
+    SLOWNESS,
+    await_condition,
+    socket_count,
+    sockets,
+    written,
+)
 from tests.system.program import (
     await_child,
     connect,
@@ -328,14 +335,11 @@ class TestTheNextDaemon:
 @contextmanager
 def frozen(daemon: Daemon) -> Iterator[None]:
     """Have the daemon answer nothing, and calls wait for it no longer than a moment."""
-    limit = PARAMETERS / "request_timeout_ms"
-    before = limit.read_text()
     daemon.freeze()
-    limit.write_text("300")
     try:
-        yield
+        with written(PARAMETERS / "request_timeout_ms", 300):
+            yield
     finally:
-        limit.write_text(before)
         daemon.thaw()
 
 
@@ -370,8 +374,7 @@ class TestStopped:
     def test_a_program_that_waits_for_it_can_be_killed(self, daemon: Daemon) -> None:
         daemon.freeze()
         child = start_child(tls_socket)
-        waits = Path(f"/proc/{child}/stack")
-        await_condition("the child waits in the module", lambda: "[ssa]" in waits.read_text())
+        await_condition("the child waits in the module", lambda: waits(child))
         os.kill(child, signal.SIGKILL)
         assert await_child(child) == -signal.SIGKILL
         assert socket_count() == 0

@@ -455,7 +455,7 @@ class TestDeadline:
         with suppress(ConnectionResetError):
             hostile.read_until_closed(raw)
         event = events.refusal()
-        assert re.search(r"\b6 s\b|second|time", event["text"]), event
+        assert re.search(rf"\b{self.PATIENCE:g} s\b|second|time", event["text"]), event
 
     @pytest.mark.usefixtures("impatient")
     @pytest.mark.parametrize("said", [0, 1, 100], ids="after {} bytes".format)
