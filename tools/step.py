@@ -7,8 +7,8 @@ step.py [--live] [--junit FILE] NAME COMMAND...
     --junit    the command leaves a JUnit file here: count its tests instead of the step itself
 
 step.py --total
-    say how many checks have passed and failed since build/results was last removed; exits 1 unless
-    all have passed
+    say which checks have failed since build/results was last removed, and how many have passed and
+    failed; exits 1 unless all have passed
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from xml.etree import ElementTree
 
 RESULTS = Path(__file__).resolve().parent.parent / "build/results"
 RECORD = RESULTS / "steps"
+
+_REASON = 300  # characters of why a test has failed, in the total
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,12 @@ def step(name: str, command: list[str], junit: Path | None, *, live: bool) -> in
                 lines.append(line)
     status = process.returncode
     count = Count(failed=1) if status else Count(passed=1)
+    reasons = []
     if junit is not None:
         count = tests(junit, status)
+        reasons = failures(junit)
+    if status and not reasons:
+        reasons = [f"exit status {status}"]
     took = f"{time.monotonic() - started:.1f} s"
     verdict = "FAILED" if status else "ok"
     detail = f"  {count}" if junit is not None else ""
@@ -85,6 +91,7 @@ def step(name: str, command: list[str], junit: Path | None, *, live: bool) -> in
     RESULTS.mkdir(parents=True, exist_ok=True)
     with RECORD.open("a") as record:
         record.write(f"{count.passed} {count.failed} {count.skipped} {took:>9}  {name}\n")
+        record.writelines(f"  {name}: {reason}\n" for reason in reasons)
     # One write, for other steps may be printing at the same time.
     sys.stdout.write(f"{name:<32} {verdict:<6} {took:>9}{detail}\n{output}")
     return status
@@ -107,13 +114,32 @@ def tests(junit: Path, status: int) -> Count:
     return count
 
 
+def failures(junit: Path) -> list[str]:
+    """Return the names of a JUnit file's tests that have failed, each with why in a line."""
+    found = []
+    cases = ElementTree.parse(junit).iter("testcase") if junit.exists() else ()  # noqa: S314 - ours
+    for case in cases:
+        for kind in ("failure", "error"):
+            failure = case.find(kind)
+            if failure is not None:
+                why = " ".join((failure.get("message") or "").split())
+                found.append(f"{case.get('classname')}.{case.get('name')}: {why:.{_REASON}}")
+    return found
+
+
 def total() -> int:
     """Add up what the steps have recorded."""
     count = Count()
+    failed = []
     for line in RECORD.read_text().splitlines() if RECORD.exists() else []:
-        passed, failed, skipped = line.split()[:3]
-        count += Count(int(passed), int(failed), int(skipped))
-    print(f"\nIn all: {count}")
+        if line.startswith(" "):
+            failed.append(line)
+            continue
+        numbers = line.split()[:3]
+        count += Count(*map(int, numbers))
+    # At the end, where whoever sees but the end of a long output looks.
+    print("\nFailed:\n" + "\n".join(failed) if failed else "")
+    print(f"In all: {count}")
     return 0 if count.passed and not count.failed else 1
 
 

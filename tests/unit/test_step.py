@@ -68,6 +68,30 @@ def test_tests_that_have_left_no_junit_file_have_failed(tmp_path: Path) -> None:
     assert step.tests(tmp_path / "missing.xml", 0) == Count(failed=1)
 
 
+def test_the_total_names_the_tests_that_have_failed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    junit = tmp_path / "junit.xml"
+    junit.write_text(
+        '<testsuites><testsuite name="a" tests="2" failures="1" errors="0" skipped="0">'
+        '<testcase classname="tests.a" name="test_good"/><testcase classname="tests.b"'
+        ' name="test_bad[ktls]"><failure message="wanted 1&#10;  found 2"/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    step.step("vm", python("raise SystemExit(1)"), junit, live=False)
+    step.step("ruff", python("raise SystemExit(2)"), None, live=False)
+    capfd.readouterr()
+
+    assert step.total() == 1
+    assert capfd.readouterr().out.splitlines() == [
+        "",
+        "Failed:",
+        "  vm: tests.b.test_bad[ktls]: wanted 1 found 2",
+        "  ruff: exit status 2",
+        "In all: 1 passed, 2 failed",
+    ]
+
+
 def test_the_total_adds_up_all_steps(record: Path, capfd: pytest.CaptureFixture[str]) -> None:
     record.write_text("5 0 0 1.0 s  unit tests\n1 0 0 2.0 s  ruff\n")
 
