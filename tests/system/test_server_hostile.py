@@ -26,7 +26,7 @@ from tests.peers import clients, hostile
 from tests.peers.clients import Target
 from tests.peers.hostile import ENCRYPTED_MAX, HANDSHAKE, PLAIN_MAX, record
 from tests.peers.pki import HOST
-from tests.system.daemon import await_condition
+from tests.system.daemon import SLOWNESS, await_condition
 from tests.system.program import get_text
 from tests.system.server import (
     DEADLINE,
@@ -516,7 +516,7 @@ def resident(pid: int) -> int:
 def test_10000_handshakes_that_fail(
     daemon: Daemon, listener: TlsListener, pki: Pki, clients_in_c: Path, measured: Measured
 ) -> None:
-    count, seconds = 10_000, 300
+    count, seconds = 10_000, 300 * SLOWNESS
     watch = Stopwatch(listener, pki.root)
     with served(listener, echo_all):
         watch.median(3)
