@@ -249,23 +249,22 @@ class Load:
         self._opened = ExitStack()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
-        self.rounds: Counter[str] = Counter()
-        # Of calls: that the worker was gone, as they may say, and anything else.
-        self.canceled: Counter[str] = Counter()
-        self.failed: list[str] = []
+        self.rounds: Counter[str] = Counter()  # that went well
+        self.canceled: Counter[str] = Counter()  # operations whose worker was gone
         self.lost = 0  # clients of the listener whom nobody served
+        self.failed: list[str] = []  # whatever else went wrong
 
     def __enter__(self) -> Self:
         silent = self._opened.enter_context(serving(lambda raw, _: read_until_closed(raw)))
-        for name, operation in OPERATIONS.items():
-            self._start(name, partial(self._operate, name, operation, silent.port))
         echoing = self._opened.enter_context(serving(echo_over_ktls))
         self._opened.enter_context(ktls_at(echoing.port))
-        self._start("transfer", partial(self._operate, "transfer", transfer, echoing.port))
         listener = self._opened.enter_context(tls_socket(host=None))
         bind(World(0, self._pki), listener)
         self._opened.enter_context(ktls_at(listener.getsockname()[1]))
         listener.listen(16)
+        for name, operation in OPERATIONS.items():
+            self._start(name, partial(self._operate, name, operation, silent.port))
+        self._start("transfer", partial(self._operate, "transfer", transfer, echoing.port))
         self._start("client", partial(self._come, listener))
         return self
 
@@ -277,7 +276,7 @@ class Load:
         self._opened.close()
 
     def await_more(self) -> None:
-        """Wait until each has been done, from its beginning to its end."""
+        """Wait until each has gone well, from its beginning to its end."""
         seen = self.rounds.copy()
         # One may have been under way.
         await_condition(
@@ -289,21 +288,20 @@ class Load:
         )
         assert self.failed == []
 
-    def _start(self, name: str, act: Callable[[], None]) -> None:
+    def _start(self, name: str, act: Callable[[], bool]) -> None:
         self._threads.append(threading.Thread(name=name, target=self._run, args=[name, act]))
         self._threads[-1].start()
 
-    def _run(self, name: str, act: Callable[[], None]) -> None:
+    def _run(self, name: str, act: Callable[[], bool]) -> None:
         try:
             while not self._stopped.is_set():
-                act()
-                self.rounds[name] += 1
+                self.rounds[name] += act()
         except (OSError, AssertionError) as error:
             self.failed.append(f"{name}: {error!r}")
 
     def _operate(
         self, name: str, operation: Callable[[World, socket.socket], None], port: int
-    ) -> None:
+    ) -> bool:
         try:
             with tls_socket(host=None) as sock:
                 operation(World(port, self._pki), sock)
@@ -311,8 +309,10 @@ class Load:
             if error.errno != errno.ECANCELED:
                 raise
             self.canceled[name] += 1
+            return False
+        return True
 
-    def _come(self, listener: socket.socket) -> None:
+    def _come(self, listener: socket.socket) -> bool:
         """Be a client and the program that serves it."""
         with socket.create_connection(listener.getsockname(), SOON) as client:
             try:
@@ -320,15 +320,16 @@ class Load:
                 client.sendall(b"served?")
             except OSError:
                 self.lost += 1  # by now
-                return
+                return False
             ready = select.select([client, listener], [], [], SOON)[0]
             assert ready, "the listener is lost"
             if listener not in ready:
                 self.lost += 1
-                return
+                return False
             with listener.accept()[0] as accepted:
                 assert accepted.getpeername() == client.getsockname()
                 assert receive_exactly(accepted, 7) == b"served?"
+        return True
 
 
 @pytest.mark.usefixtures("no_daemon")
@@ -349,6 +350,7 @@ def test_at_each_step_under_load(pki: Pki, how: How, count: int) -> None:
         finally:
             staff.dismiss()
     print(f"rounds: {load.rounds}\ncanceled: {load.canceled}\nlost clients: {load.lost}")
+    assert load.failed == []
     if how == "leaves":
         assert not load.canceled
         assert load.lost == 0
