@@ -46,7 +46,8 @@ def tree(kernel: Kernel, modules: Sequence[Path], output: Path) -> Path:
     """Make what is to be laid over /lib/modules/RELEASE so that modprobe knows the modules.
 
     depmod reads every module of the kernel for that, which takes seconds; so it runs only if what
-    the modules say about themselves (their names, aliases, what they depend on) has changed.
+    the modules say about themselves (their names, aliases, what they depend on) has changed, or
+    which modules the kernel has: another of the same release may have others.
     """
     root = output / "lib/modules" / kernel.release
     extra = root / "extra"
@@ -57,7 +58,13 @@ def tree(kernel: Kernel, modules: Sequence[Path], output: Path) -> Path:
             shutil.copyfile(module, extra / module.name)
         fields = subprocess.check_output([_SBIN / "modinfo", "--null", *modules]).split(b"\0")
         told = (b"name=", b"alias=", b"depends=", b"softdep=")
-        now = b"\n".join(field for field in fields if field.startswith(told))
+        now = b"\n".join(
+            [
+                bytes(kernel.modules),
+                (kernel.modules / "modules.order").read_bytes(),
+                *(field for field in fields if field.startswith(told)),
+            ]
+        )
         if not said.exists() or said.read_bytes() != now:
             for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
                 shutil.copyfile(kernel.modules / name, root / name)
