@@ -6,7 +6,7 @@ In the debug kernel only the module is instrumented.
 
 from __future__ import annotations
 
-import array
+import ctypes
 import fcntl
 import mmap
 import os
@@ -22,6 +22,21 @@ _DISABLE = 0x6365
 _TRACE_PC = 0
 
 _WORDS = 1 << 18
+_BYTES = 8 * _WORDS
+
+# Not Python's, which maps no more of a file than its size, and that of this one is 0.
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class Kcov:
@@ -34,15 +49,19 @@ class Kcov:
             return  # nothing is counted on this kernel
         self._file = os.open(_FILE, os.O_RDWR | os.O_CLOEXEC)
         fcntl.ioctl(self._file, _INIT_TRACE, _WORDS)
-        self._memory = mmap.mmap(self._file, 8 * _WORDS)
-        self._words = memoryview(self._memory).cast("Q")
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        self._memory = _libc.mmap(None, _BYTES, protection, mmap.MAP_SHARED, self._file, 0)
+        if self._memory == _MAP_FAILED:
+            error = ctypes.get_errno()
+            raise OSError(error, f"mmap of {_FILE}: {os.strerror(error)}")
+        self._words = (ctypes.c_uint64 * _WORDS).from_address(self._memory)
         fcntl.ioctl(self._file, _ENABLE, _TRACE_PC)
 
     def take(self) -> None:
         """Add what was reached since the last time."""
         if self._file >= 0:
             count = self._words[0]
-            self.reached.update(array.array("Q", self._words[1 : count + 1].tobytes()))
+            self.reached.update(self._words[1 : count + 1])
             self._words[0] = 0
 
     def close(self) -> None:
@@ -50,8 +69,7 @@ class Kcov:
         if self._file >= 0:
             self.take()
             fcntl.ioctl(self._file, _DISABLE, 0)
-            self._words.release()
-            self._memory.close()
+            _libc.munmap(self._memory, _BYTES)
             os.close(self._file)
 
 
