@@ -259,12 +259,13 @@ class Load:
         echoing = self._opened.enter_context(serving(echo_over_ktls))
         self._opened.enter_context(ktls_at(echoing.port))
         listener = self._opened.enter_context(tls_socket(host=None))
-        bind(World(0, self._pki), listener)
+        listener.bind((LOOPBACK, 0))
         self._opened.enter_context(ktls_at(listener.getsockname()[1]))
         listener.listen(16)
+        world, transfers = (World(peer.port, self._pki) for peer in (silent, echoing))
         for name, operation in OPERATIONS.items():
-            self._start(name, partial(self._operate, name, operation, silent.port))
-        self._start("transfer", partial(self._operate, "transfer", transfer, echoing.port))
+            self._start(name, partial(self._operate, name, operation, world))
+        self._start("transfer", partial(self._operate, "transfer", transfer, transfers))
         self._start("client", partial(self._come, listener))
         return self
 
@@ -300,11 +301,11 @@ class Load:
             self.failed.append(f"{name}: {error!r}")
 
     def _operate(
-        self, name: str, operation: Callable[[World, socket.socket], None], port: int
+        self, name: str, operation: Callable[[World, socket.socket], None], world: World
     ) -> bool:
         try:
             with tls_socket(host=None) as sock:
-                operation(World(port, self._pki), sock)
+                operation(world, sock)
         except OSError as error:
             if error.errno != errno.ECANCELED:
                 raise
